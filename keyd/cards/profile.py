@@ -1,0 +1,277 @@
+"""Card profiles: what a generation of cards has and allows, read from data files.
+
+This is where generations differ; the services have no branch for any of them. A profile is checked as a whole
+when it is loaded, so that a wrong file is a start-up error and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import enum
+import io
+import tomllib
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from keyd.crypto.algorithms import Algorithm, CardAlgorithm
+from keyd.errors import (
+    AlgorithmNotSupported,
+    BadParameter,
+    CommandNotAllowed,
+    KeyNotFound,
+    KeyUsageRefused,
+)
+from keyd.keys.hierarchy import CARD_DIVERSIFIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from importlib.resources.abc import Traversable
+
+AmountName = Literal["personal_account", "personal_paid", "pooled_fund"]
+
+
+class Use(enum.StrEnum):
+    """What a card's key may be used for. A key used for anything else is refused."""
+
+    INTERNAL = "internal"
+    EXTERNAL = "external"
+    MESSAGING = "messaging"
+    DEBIT = "debit"
+    LOAD = "load"
+    TAC = "tac"
+    STARTING_DAY = "starting-day"
+
+
+class _KeyRow(Struct, frozen=True, forbid_unknown_fields=True):
+    use: Use
+    card_key_id: Annotated[int, Meta(ge=0, le=0xFF)] | None = None
+
+
+class FileRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """An elementary file and the permission keys that reading and writing it need; None is free."""
+
+    application: str
+    read: str | None = None
+    write: str | None = None
+
+
+class CommandRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """A command under secure messaging: which keys protect it and which permission the card wants first."""
+
+    name: str
+    prefix: Annotated[str, Meta(pattern=r"\A([0-9A-F]{2}){1,4}\Z")]
+    messaging: tuple[str, ...]
+    permission: tuple[str, ...]
+    method: str | None = None
+
+
+class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
+    generation: Annotated[int, Meta(ge=1)]
+    specification: str
+    algorithms: tuple[Literal["DES", "SSF33", "SM4"], ...]
+    card_diversifier: str
+    addresses: str
+    library_amounts: tuple[AmountName, ...]
+    keys: dict[str, dict[str, _KeyRow]]
+    applications: dict[str, str]
+    files: dict[str, FileRule]
+    commands: tuple[CommandRule, ...]
+
+
+class ProfileKey(Struct, frozen=True):
+    """A key as its logical address names it."""
+
+    address: int
+    name: str
+    set: int
+    use: Use
+    application: str
+    card_key_id: int | None
+    # Length of the key on a DES card, in bytes; other algorithms have 16 always.
+    des_bytes: int
+
+    def algorithm(self, card_algorithm: CardAlgorithm) -> Algorithm:
+        """The block cipher of this key on a card of that algorithm."""
+        if card_algorithm is CardAlgorithm.DES:
+            return Algorithm.DES if self.des_bytes == 8 else Algorithm.TDES
+        return Algorithm.SM4 if card_algorithm is CardAlgorithm.SM4 else Algorithm.SSF33
+
+
+class Profile:
+    """One generation of cards."""
+
+    def __init__(self, file: _ProfileFile, addresses: Mapping[int, ProfileKey]) -> None:
+        self.generation: Final = file.generation
+        self.specification: Final = file.specification
+        self.algorithms: Final = frozenset(CardAlgorithm[name] for name in file.algorithms)
+        self.card_diversifier: Final[Callable[[bytes], bytes]] = CARD_DIVERSIFIERS[
+            file.card_diversifier
+        ]
+        self.library_amounts: Final = file.library_amounts
+        self.applications: Final = {
+            name: bytes.fromhex(aid) for name, aid in file.applications.items()
+        }
+        self.files: Final = file.files
+        self.keys: Final = addresses
+        self.commands: Final = file.commands
+        self._rules: Final = {bytes.fromhex(rule.prefix): rule for rule in file.commands}
+
+    def require_algorithm(self, algorithm: CardAlgorithm) -> None:
+        """Refuse an algorithm that this generation's cards do not have.
+
+        Raises:
+            AlgorithmNotSupported: it is none of theirs.
+        """
+        if algorithm not in self.algorithms:
+            raise AlgorithmNotSupported(
+                f"cards of specification {self.specification} have no {algorithm.name}"
+            )
+
+    def key(self, address: int, *uses: Use) -> ProfileKey:
+        """Return the key at a logical address, if it may be used so.
+
+        Raises:
+            KeyNotFound: this generation has no such address.
+            KeyUsageRefused: the key there is for another use.
+        """
+        key = self.keys.get(address)
+        if key is None:
+            raise KeyNotFound(
+                f"cards of specification {self.specification} have no key address {address:04X}"
+            )
+        if key.use not in uses:
+            wanted = " or ".join(uses)
+            raise KeyUsageRefused(f"{key.name} at {address:04X} is for {key.use}, not {wanted}")
+        return key
+
+    def address_of(self, name: str) -> int:
+        """Return the logical address of the first set of a named key.
+
+        Raises:
+            KeyNotFound: this generation has no such key.
+        """
+        found = [key.address for key in self.keys.values() if key.name == name and key.set == 1]
+        if not found:
+            raise KeyNotFound(f"cards of specification {self.specification} have no {name}")
+        return min(found)
+
+    def require_messaging(self, header: bytes, address: int, method: str) -> None:
+        """Refuse a command header that the key at this address must not protect.
+
+        Raises:
+            CommandNotAllowed: no rule allows the header with this key, or another method makes it.
+            KeyUsageRefused, KeyNotFound: as `key`.
+        """
+        key = self.key(address, Use.MESSAGING)
+        rule = self._rule(header)
+        if rule is None:
+            raise CommandNotAllowed(f"{header.hex().upper()} is no command under secure messaging")
+        if rule.method is not None and rule.method != method:
+            raise CommandNotAllowed(f"{rule.name} is made by {rule.method} alone")
+        if not _names_match(rule.messaging, key.name):
+            raise CommandNotAllowed(f"{rule.name} is not protected by {key.name}")
+
+    def _rule(self, header: bytes) -> CommandRule | None:
+        for length in range(len(header), 0, -1):
+            rule = self._rules.get(header[:length])
+            if rule is not None:
+                return rule
+        return None
+
+
+def _names_match(patterns: tuple[str, ...], name: str) -> bool:
+    return any(
+        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+        for pattern in patterns
+    )
+
+
+def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
+    """Load every `*.toml` profile of a folder, by generation; keyd's own folder unless told.
+
+    Raises:
+        BadParameter: a profile is wrong; the sentence says which and where.
+    """
+    folder = folder or resources.files("keyd.cards") / "profiles"
+    profiles: dict[int, Profile] = {}
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if not entry.name.endswith(".toml"):
+            continue
+        profile = _load_profile(folder, entry.name)
+        if profile.generation in profiles:
+            raise BadParameter(f"{entry.name}: generation {profile.generation} is there twice")
+        profiles[profile.generation] = profile
+    return profiles
+
+
+def _load_profile(folder: Traversable, name: str) -> Profile:
+    try:
+        file = msgspec.convert(_read_merged(folder, name), _ProfileFile)
+        if file.card_diversifier not in CARD_DIVERSIFIERS:
+            raise BadParameter(f"{name}: no card diversifier is called {file.card_diversifier!r}")
+        addresses = _read_addresses(folder / file.addresses, file.keys)
+        _check_names(file)
+        return Profile(file, addresses)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, OSError, ValueError) as error:
+        raise BadParameter(f"{name}: {error}") from None
+
+
+def _read_merged(folder: Traversable, name: str) -> dict[str, Any]:
+    own = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+    base_name = own.pop("extends", None)
+    if base_name is None:
+        return own
+    return _merge(_read_merged(folder, base_name), own)
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    # Tables are joined, everything else replaces: an extending file says only what differs.
+    merged = dict(base)
+    for key, value in own.items():
+        old = merged.get(key)
+        joined = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(cast("dict[str, Any]", old), value) if joined else value
+    return merged
+
+
+def _read_addresses(
+    file: Traversable, keys: dict[str, dict[str, _KeyRow]]
+) -> dict[int, ProfileKey]:
+    rows = {
+        name: (application, row)
+        for application, named in keys.items()
+        for name, row in named.items()
+    }
+    addresses: dict[int, ProfileKey] = {}
+    for line in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
+        if line["name"] not in rows:
+            continue  # another generation's key
+        application, row = rows[line["name"]]
+        address = int(line["address_hex"], 16)
+        if address in addresses:
+            raise BadParameter(f"address {address:04X} is there twice")
+        addresses[address] = ProfileKey(
+            address=address,
+            name=line["name"],
+            set=int(line["set"]),
+            use=row.use,
+            application=application,
+            card_key_id=row.card_key_id,
+            des_bytes=int(line["len_dec"]),
+        )
+    missing = rows.keys() - {key.name for key in addresses.values()}
+    if missing:
+        raise BadParameter(f"keys without an address: {', '.join(sorted(missing))}")
+    return addresses
+
+
+def _check_names(file: _ProfileFile) -> None:
+    known = {name for named in file.keys.values() for name in named}
+    used = [name for rule in file.commands for name in rule.messaging + rule.permission]
+    used += [name for rule in file.files.values() for name in (rule.read, rule.write) if name]
+    for name in used:
+        if not any(_names_match((name,), key) for key in known):
+            raise BadParameter(f"there is no key {name}")

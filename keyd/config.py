@@ -1,0 +1,166 @@
+"""The configuration: read, checked as a whole, and never half applied.
+
+`conf/keyd.toml` explains every line. Unknown names are errors, so that a misspelt limit is not silently the
+default. Secrets are never in it: keys are in the sealed file, terminal keys in a file of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from keyd.protocol.fields import TerminalCode
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the sentence says where and why."""
+
+
+class Listen(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where keyd listens."""
+
+    tcp: tuple[str, ...] = ("127.0.0.1:7170",)
+    unix: str | None = None
+    operations: str | None = "127.0.0.1:9170"
+    allow_plain_tcp: bool = False
+
+
+class Keys(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the keys come from."""
+
+    sealed_file: str
+    passphrase_file: str
+
+
+class Terminals(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the enrolled terminals come from."""
+
+    file: str
+
+
+class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what peers may cost."""
+
+    connections: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    first_message_seconds: Seconds = 10.0
+    idle_seconds: Seconds = 300.0
+    write_seconds: Seconds = 10.0
+    drain_seconds: Seconds = 10.0
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    sample_every: Annotated[int, Meta(ge=0)] = 0
+
+
+class Cards(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the card profiles come from."""
+
+    profiles: str | None = None
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """One daemon's configuration."""
+
+    keys: Keys
+    terminals: Terminals
+    listen: Listen = field(default_factory=Listen)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    log: Log = field(default_factory=Log)
+    cards: Cards = field(default_factory=Cards)
+
+
+class _EnrolledTerminal(Struct, frozen=True, forbid_unknown_fields=True):
+    key: Annotated[str, Meta(pattern=r"\A[0-9A-Fa-f]{32}\Z")]
+
+    def __repr__(self) -> str:
+        return "<terminal key>"
+
+
+class _TerminalsFile(Struct, frozen=True, forbid_unknown_fields=True):
+    terminals: dict[TerminalCode, _EnrolledTerminal]
+
+
+def load_config(path: Path) -> Config:
+    """Read and check keyd.toml.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML, or has a wrong, missing or unknown entry.
+    """
+    try:
+        return msgspec.convert(_read_toml(path), Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load_terminals(path: Path) -> dict[str, bytes]:
+    """Read the terminals' keys, 16 bytes each, by terminal code.
+
+    Raises:
+        ConfigError: as `load_config`, or others than its owner may read the file.
+    """
+    require_private(path)
+    try:
+        file = msgspec.convert(_read_toml(path), _TerminalsFile)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return {code: bytes.fromhex(terminal.key) for code, terminal in file.terminals.items()}
+
+
+def read_passphrase(path: Path) -> bytes:
+    """Read the passphrase of the sealed key file, without the newline at its end.
+
+    Raises:
+        ConfigError: it is empty or cannot be read, or others than its owner may read it.
+    """
+    require_private(path)
+    try:
+        passphrase = path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if not passphrase:
+        raise ConfigError(f"{path} is empty")
+    return passphrase
+
+
+def require_private(path: Path) -> None:
+    """Refuse a file that anybody but its owner may read.
+
+    Raises:
+        ConfigError: it cannot be looked at, or its mode is not 0600 or stricter.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if mode & 0o077 and not _is_systemd_credential(path):
+        raise ConfigError(f"{path} holds secrets but others may read it: chmod 600 {path}")
+
+
+def expand(path: str) -> Path:
+    """Return a configured path, with $CREDENTIALS_DIRECTORY and its like put in."""
+    return Path(os.path.expandvars(path))
+
+
+def _is_systemd_credential(path: Path) -> bool:
+    # systemd keeps credentials in memory, mode 0440 with an ACL for the service's user alone.
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return folder is not None and path.parent == Path(folder)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from None

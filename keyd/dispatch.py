@@ -1,0 +1,269 @@
+"""The pipeline: authorise, limit, compute as one batch, measure, log. Written once, for every command.
+
+`Dispatch.run` takes everything that arrived in a tick, from all connections, and returns an answer for each,
+in order. Services are generators that yield what they need computed; the tasks of all of them go to the `Sam`
+as one batch, again and again until all have answered. It is a plain function: no I/O, no trio, no waiting.
+Work that must wait comes back as `Slow`, for the hub to run beside the tick.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from keyd.errors import (
+    BadParameter,
+    Internal,
+    Malformed,
+    MethodUnknown,
+    NotAuthenticated,
+    Refusal,
+    SelftestFailed,
+    Status,
+)
+from keyd.handlers import HANDLERS
+from keyd.protocol.commands import BATCHES, MAX_BATCH, TABLE, Command, Cost, Role
+from keyd.protocol.connection import answer_bytes, refusal_bytes, refusal_on_wire
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from keyd.handlers.services import Services
+    from keyd.keys.sam import SamTask, Steps
+    from keyd.protocol.connection import Ask
+    from keyd.protocol.fields import Request, Response
+    from keyd.telemetry import Events, Meter
+    from keyd.terminals import Session
+
+# What a method is called in metrics when there is no such method: a peer must not make up label values.
+UNKNOWN_METHOD: Final = "unknown"
+
+
+class Slow(NamedTuple):
+    """Work that leaves the tick: await it with `Dispatch.run_slow`, then send what that returns."""
+
+    msgid: int | None
+    command: Command
+    request: Request[Any]
+    session: Session
+
+
+class _Running(NamedTuple):
+    """A service in the middle of its steps, and the place its outcome goes to."""
+
+    place: int
+    steps: Steps[Response]
+    tasks: tuple[SamTask, ...]
+
+
+class _Asked(NamedTuple):
+    """A request of the tick, for the end of the pipeline: where its outcomes are and what to call it."""
+
+    session: Session
+    msgid: int | None
+    method: str
+    first: int
+    # None for a single request, the number of items for a batch.
+    items: int | None
+
+
+class Dispatch:
+    """One keyd's pipeline."""
+
+    def __init__(self, services: Services, meter: Meter, events: Events) -> None:
+        self._services = services
+        self._meter = meter
+        self._events = events
+
+    def run(self, asks: Sequence[tuple[Session, Ask]]) -> list[bytes | Slow]:
+        """Decide on everything that arrived in a tick; return an answer for each, in order."""
+        tick = _Tick(self._services, self._events)
+        for session, ask in asks:
+            tick.start(session, ask)
+        tick.compute()
+        return tick.finish(self._meter)
+
+    async def run_slow(self, slow: Slow) -> bytes:
+        """Do the work that left the tick, and return its answer."""
+        handler: Callable[..., Awaitable[Response]] = HANDLERS[slow.command.request]  # type: ignore[assignment]
+        # A command whose cost is SLOW has an async handler; tests/test_handlers.py sees to it.
+        outcome: Response | Refusal
+        try:
+            outcome = await handler(slow.request, slow.session, self._services)
+        except Refusal as refusal:
+            outcome = refusal
+        except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+            self._events.bug("handler_failed", error, method=slow.command.method)
+            outcome = Internal()
+        status = outcome.status if isinstance(outcome, Refusal) else Status.OK
+        self._meter.count({(slow.command.method, status): 1})
+        self._meter.show_selftest(self._services.selftest)
+        if isinstance(outcome, Refusal):
+            return refusal_bytes(slow.msgid, outcome)
+        return answer_bytes(slow.msgid, outcome)
+
+
+class _Tick:
+    """The requests of one tick on their way through the pipeline."""
+
+    def __init__(self, services: Services, events: Events) -> None:
+        self._services = services
+        self._events = events
+        self._asked: list[_Asked] = []
+        self._outcomes: list[Response | Refusal | Slow | None] = []
+        self._requests: list[Request[Any] | None] = []
+        self._running: list[_Running] = []
+
+    def start(self, session: Session, ask: Ask) -> None:
+        """Authorise and limit one request, and take its service to the first thing it needs."""
+        first = len(self._outcomes)
+        command = TABLE.get(ask.method)
+        if command is not None:
+            self._asked.append(_Asked(session, ask.msgid, ask.method, first, None))
+            self._start_one(session, command, ask.msgid, ask.params)
+            return
+        command = BATCHES.get(ask.method)
+        if command is None:
+            self._asked.append(_Asked(session, ask.msgid, UNKNOWN_METHOD, first, None))
+            self._put(MethodUnknown())
+            return
+        items = ask.params[0] if len(ask.params) == 1 else None
+        if type(items) is not list or not 1 <= len(items) <= MAX_BATCH:
+            self._asked.append(_Asked(session, ask.msgid, ask.method, first, None))
+            self._put(BadParameter(f"a batch is one list of 1 to {MAX_BATCH} parameter lists"))
+            return
+        self._asked.append(_Asked(session, ask.msgid, ask.method, first, len(items)))
+        for params in items:
+            self._start_one(session, command, ask.msgid, params)
+
+    def _start_one(
+        self, session: Session, command: Command, msgid: int | None, params: Any
+    ) -> None:
+        place = len(self._outcomes)
+        request: Request[Any] | None = None
+        outcome: Response | Refusal | Slow | None = None
+        try:
+            if msgid is None:
+                raise Malformed("keyd takes no notifications: ask with a msgid")  # noqa: TRY301
+            self._authorise(session, command)
+            # Without builtin_types, a string would be taken for bytes in base64.
+            request = msgspec.convert(params, command.request, builtin_types=(bytes,))
+            if command.cost is Cost.SLOW:
+                outcome = Slow(msgid, command, request, session)
+            else:
+                answer = HANDLERS[command.request](request, session, self._services)
+                if type(answer) is GeneratorType:
+                    self._running.append(_Running(place, answer, next(answer)))
+                else:
+                    outcome = answer  # type: ignore[assignment]  # SLOW ones alone are awaitable
+        except Refusal as refusal:
+            outcome = refusal
+        except msgspec.ValidationError as error:
+            outcome = BadParameter(str(error))
+        except StopIteration as stop:
+            outcome = stop.value
+        except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+            outcome = self._bug(error, command.method)
+        self._put(outcome, request)
+
+    def _authorise(self, session: Session, command: Command) -> None:
+        role = command.role
+        if role is Role.ANYONE:
+            return
+        if session.terminal is None and not (role is Role.OPERATOR and session.is_operator):
+            raise NotAuthenticated
+        if self._services.has_failed_selftest and role is Role.TERMINAL:
+            raise SelftestFailed
+
+    def compute(self) -> None:
+        """Hand all tasks to the Sam as one batch, and its results back, until every service is done."""
+        running = self._running
+        while running:
+            batch: list[SamTask] = []
+            for service in running:
+                batch += service.tasks
+            results = self._services.sam.compute(batch)
+            at = 0
+            still_running: list[_Running] = []
+            for service in running:
+                place, steps, tasks = service
+                mine = results[at : at + len(tasks)]
+                at += len(tasks)
+                try:
+                    still_running.append(_Running(place, steps, _resume(steps, mine)))
+                except StopIteration as stop:
+                    self._outcomes[place] = stop.value
+                except Refusal as refusal:
+                    self._outcomes[place] = refusal
+                except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+                    self._outcomes[place] = self._bug(error, type(self._requests[place]).__name__)
+            running = still_running
+
+    def finish(self, meter: Meter) -> list[bytes | Slow]:
+        """Measure, log and encode."""
+        counts: Counts[tuple[str, Status]] = Counts()
+        answers: list[bytes | Slow] = []
+        outcomes = self._outcomes
+        for asked in self._asked:
+            if asked.items is None:
+                outcome = outcomes[asked.first]
+                if isinstance(outcome, Slow):
+                    answers.append(outcome)
+                    continue
+                if isinstance(outcome, Refusal):
+                    counts[asked.method, outcome.status] += 1
+                    self._log_refusal(asked, outcome, asked.first)
+                    answers.append(refusal_bytes(asked.msgid, outcome))
+                    continue
+                counts[asked.method, Status.OK] += 1
+                answers.append(answer_bytes(asked.msgid, outcome))
+                continue
+            items: list[tuple[Any, Any]] = []
+            for place in range(asked.first, asked.first + asked.items):
+                outcome = outcomes[place]
+                if isinstance(outcome, Refusal):
+                    counts[asked.method, outcome.status] += 1
+                    self._log_refusal(asked, outcome, place)
+                    items.append((refusal_on_wire(outcome), None))
+                else:
+                    counts[asked.method, Status.OK] += 1
+                    items.append((None, outcome))
+            answers.append(answer_bytes(asked.msgid, items))
+        meter.count(counts)
+        self._sample()
+        return answers
+
+    def _put(
+        self, outcome: Response | Refusal | Slow | None, request: Request[Any] | None = None
+    ) -> None:
+        self._outcomes.append(outcome)
+        self._requests.append(request)
+
+    def _log_refusal(self, asked: _Asked, refusal: Refusal, place: int) -> None:
+        self._events.refused(asked.method, refusal, self._requests[place], **_who(asked.session))
+
+    def _sample(self) -> None:
+        if self._asked and self._events.wants_answered(len(self._asked)):
+            asked = self._asked[-1]
+            request = self._requests[-1]
+            if request is not None and not isinstance(self._outcomes[-1], Refusal):
+                self._events.answered(asked.method, request, **_who(asked.session))
+
+    def _bug(self, error: Exception, method: str) -> Internal:
+        self._events.bug("handler_failed", error, method=method)
+        return Internal()
+
+
+def _resume(steps: Steps[Response], results: list[bytes | Refusal]) -> tuple[SamTask, ...]:
+    for result in results:
+        if isinstance(result, Refusal):
+            return steps.throw(result)
+    return steps.send(results)  # type: ignore[arg-type]  # no refusal is left in it
+
+
+def _who(session: Session) -> dict[str, Any]:
+    terminal = session.terminal
+    return {"connection": session.number, "terminal": terminal.code if terminal else None}

@@ -1,0 +1,220 @@
+"""What can go wrong, in one table: the wire status, the Refusal class and the two protocol errors.
+
+A `Refusal` is a foreseen "no". It crosses the wire as `[status, name, detail]` and the client raises the
+same class again. Everything that is not a Refusal or a protocol error is a bug, and the peer learns only
+`INTERNAL`. The detail is a sentence for people; programs look at the status. No detail ever carries a key,
+a PIN or a personal datum.
+
+Numbers are part of the wire: they are never reused and never change.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar, Final
+
+
+class Status(enum.IntEnum):
+    """The status of an answer on the wire. 0 is success; the hundreds say who can mend it."""
+
+    OK = 0
+
+    # 1xx: the message. The peer's program is wrong.
+    MALFORMED = 100
+    METHOD_UNKNOWN = 101
+    BAD_PARAMETER = 102
+    TOO_MANY_IN_FLIGHT = 103
+    TOO_LARGE = 104
+    TIMED_OUT = 105
+
+    # 2xx: the asker. The terminal, its enrolment or its rights.
+    NOT_AUTHENTICATED = 200
+    TERMINAL_NOT_AUTHENTIC = 201
+    CHALLENGE_EXPIRED = 202
+
+    # 3xx: the keys.
+    KEY_NOT_FOUND = 300
+    KEY_USAGE = 301
+    ALGORITHM_NOT_SUPPORTED = 302
+
+    # 4xx: the card and what it said.
+    CARD_NOT_AUTHENTIC = 400
+    CARD_DATA_INCONSISTENT = 401
+    MAC_NOT_AUTHENTIC = 402
+    TAC_NOT_AUTHENTIC = 403
+    COMMAND_NOT_ALLOWED = 404
+
+    # 5xx: keyd itself. Trying again later, or elsewhere, may help.
+    INTERNAL = 500
+    DRAINING = 501
+    OVERLOADED = 502
+    KEY_FILE_UNUSABLE = 503
+    SELFTEST_FAILED = 504
+
+
+class Refusal(Exception):  # noqa: N818 - the field's word; what is raised says what happened
+    """A foreseen no. `str(refusal)` is the detail that the peer reads."""
+
+    status: ClassVar[Status]
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or type(self).__doc__ or self.status.name)
+
+    @property
+    def detail(self) -> str:
+        """The sentence for people."""
+        return str(self.args[0])
+
+
+class Malformed(Refusal):
+    """The bytes are not a MessagePack-RPC message within keyd's limits."""
+
+    status = Status.MALFORMED
+
+
+class MethodUnknown(Refusal):
+    """There is no such method."""
+
+    status = Status.METHOD_UNKNOWN
+
+
+class BadParameter(Refusal):
+    """A parameter has the wrong type, length or value."""
+
+    status = Status.BAD_PARAMETER
+
+
+class TooManyInFlight(Refusal):
+    """This connection already has as many unanswered requests as it may."""
+
+    status = Status.TOO_MANY_IN_FLIGHT
+
+
+class TooLarge(Refusal):
+    """The data do not fit into one short APDU."""
+
+    status = Status.TOO_LARGE
+
+
+class TimedOut(Refusal):
+    """The peer was silent for too long."""
+
+    status = Status.TIMED_OUT
+
+
+class NotAuthenticated(Refusal):
+    """This connection has no authenticated terminal."""
+
+    status = Status.NOT_AUTHENTICATED
+
+
+class TerminalNotAuthentic(Refusal):
+    """The terminal did not prove itself."""
+
+    status = Status.TERMINAL_NOT_AUTHENTIC
+
+
+class ChallengeExpired(Refusal):
+    """There is no open challenge on this connection: ask for one first, use it once and soon."""
+
+    status = Status.CHALLENGE_EXPIRED
+
+
+class KeyNotFound(Refusal):
+    """No key is loaded for this address and algorithm."""
+
+    status = Status.KEY_NOT_FOUND
+
+
+class KeyUsageRefused(Refusal):
+    """The key at this address is for another use."""
+
+    status = Status.KEY_USAGE
+
+
+class AlgorithmNotSupported(Refusal):
+    """Only hardware has this algorithm, and none is attached."""
+
+    status = Status.ALGORITHM_NOT_SUPPORTED
+
+
+class CardNotAuthentic(Refusal):
+    """The card's cryptogram is not the one that its key makes."""
+
+    status = Status.CARD_NOT_AUTHENTIC
+
+
+class CardDataInconsistent(Refusal):
+    """The card identifier and the historical bytes are not of one card."""
+
+    status = Status.CARD_DATA_INCONSISTENT
+
+
+class MacNotAuthentic(Refusal):
+    """The MAC is not the one that the card's key makes."""
+
+    status = Status.MAC_NOT_AUTHENTIC
+
+
+class TacNotAuthentic(Refusal):
+    """The TAC is not the one that the card's key makes."""
+
+    status = Status.TAC_NOT_AUTHENTIC
+
+
+class CommandNotAllowed(Refusal):
+    """The card's profile does not allow this command with this key."""
+
+    status = Status.COMMAND_NOT_ALLOWED
+
+
+class Internal(Refusal):
+    """keyd has a fault; its log has the whole of it."""
+
+    status = Status.INTERNAL
+
+
+class Draining(Refusal):
+    """keyd is shutting down and takes no new work."""
+
+    status = Status.DRAINING
+
+
+class Overloaded(Refusal):
+    """keyd has as much work or as many connections as it may."""
+
+    status = Status.OVERLOADED
+
+
+class KeyFileUnusable(Refusal):
+    """The sealed key file cannot be opened."""
+
+    status = Status.KEY_FILE_UNUSABLE
+
+
+class SelftestFailed(Refusal):
+    """A known-answer test failed; no cryptographic answer can be trusted."""
+
+    status = Status.SELFTEST_FAILED
+
+
+REFUSALS: Final[dict[Status, type[Refusal]]] = {
+    refusal.status: refusal for refusal in Refusal.__subclasses__()
+}
+
+
+def refusal_from_wire(status: int, name: str, detail: str) -> Refusal:
+    """Make the Refusal that the other side raised. A status unknown here keeps its name in the detail."""
+    try:
+        known = REFUSALS[Status(status)]
+    except (ValueError, KeyError):
+        return Internal(f"{name} ({status}): {detail}")
+    return known(detail)
+
+
+class RemoteProtocolError(Exception):
+    """The other side broke the protocol. The connection cannot go on."""
+
+
+class LocalProtocolError(Exception):
+    """This side's program used the protocol wrongly: our bug, not the peer's."""

@@ -1,0 +1,10 @@
+"""One short function per command, by family: wire types in, domain calls, wire types out.
+
+Who may ask, limits, journal and measuring are not here: `keyd.dispatch` does them once for all.
+"""
+
+from keyd.handlers import card, daemon, library, medical, terminal
+from keyd.handlers.registry import HANDLERS
+from keyd.handlers.services import Services
+
+__all__ = ["HANDLERS", "Services", "card", "daemon", "library", "medical", "terminal"]

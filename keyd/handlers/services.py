@@ -1,0 +1,35 @@
+"""What handlers may use: the domain's objects, a clock and randomness, handed in and never imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from keyd.cards.profile import Profile
+    from keyd.crypto.selftest import SelftestResult
+    from keyd.keys.block import KeyHeader
+    from keyd.keys.sam import Sam
+    from keyd.terminals import Terminals
+
+
+@dataclass(slots=True)
+class Services:
+    """One keyd's domain. A reload replaces fields; handlers read them afresh on every call."""
+
+    sam: Sam
+    key_headers: tuple[KeyHeader, ...]
+    has_synthetic_keys: bool
+    profiles: Mapping[int, Profile]
+    terminals: Terminals
+    selftest: Sequence[SelftestResult]
+    run_selftest: Callable[[], Sequence[SelftestResult]]
+    clock: Callable[[], float]
+    random_bytes: Callable[[int], bytes]
+    is_draining: bool = False
+    # A failed self-test stays failed until a restart: what computed wrongly once is not asked again.
+    has_failed_selftest: bool = False
+    # Counts since the start, kept by the telemetry and shown by daemon.status.
+    counters: Callable[[], Mapping[str, int]] = field(default=dict)

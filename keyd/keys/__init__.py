@@ -1,0 +1,1 @@
+"""Keys: their levels and blocks (ground floor), and what holds them (middle floor)."""

@@ -1,0 +1,257 @@
+"""The key hierarchy: national → province → city → card by `diversify`, card → session by `derive`.
+
+Each level is a type with only its own verbs, so that computing a cryptogram under a city key does not
+type-check. One arithmetic serves SM4 (16-byte blocks) and 3DES and DES (8-byte blocks): where they differ,
+the block length decides, as the card specification has it. (GB/T 32907 for SM4; LD/T 32 for the rules; their
+reading is in docs/architecture.md.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NewType
+
+from keyd.crypto.algorithms import Algorithm
+from keyd.crypto.secret import SecretKey
+from keyd.errors import BadParameter, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Six decimal digits, e.g. "510100". Made by `region_from_digits` or `region_from_card_id`.
+Region = NewType("Region", str)
+
+DIVERSIFIER_BYTES: Final = 8
+HISTORICAL_BYTES: Final = 13
+MAC_BYTES: Final = 4
+
+# Lc is one byte and counts the MAC; keyd speaks short APDUs, which is all that the cards know.
+MAX_PROTECTED_DATA: Final = 255 - MAC_BYTES
+
+_ZHEJIANG: Final = "33"
+
+# bytes.translate with this table is ~x for every byte.
+_COMPLEMENT: Final = bytes(0xFF - byte for byte in range(256))
+
+
+def region_from_digits(digits: str) -> Region:
+    """Return the region of six ASCII digits.
+
+    Raises:
+        BadParameter: anything else.
+    """
+    # str.isdigit alone would let other scripts' digits through.
+    if len(digits) != 6 or not digits.isascii() or not digits.isdigit():
+        raise BadParameter("a region is six decimal digits")
+    return Region(digits)
+
+
+def region_from_card_id(card_id: bytes) -> Region:
+    """Return the region in the first 3 bytes (BCD) of the 16-byte card identifier.
+
+    Raises:
+        BadParameter: they are not decimal digits.
+    """
+    digits = card_id[:3].hex()
+    if not digits.isdigit():
+        raise BadParameter("the card identifier does not begin with six decimal digits")
+    return Region(digits)
+
+
+def province_diversifier(region: Region) -> bytes:
+    """Return L1, 8 bytes: the province's two digits ‖ "0000" ‖ "sh"."""
+    return f"{region[:2]}0000sh".encode()
+
+
+def city_diversifier(region: Region) -> bytes:
+    """Return L2, 8 bytes: the region's six digits ‖ "sx"."""
+    if region.startswith(_ZHEJIANG):
+        # Zhejiang issues by city and blanks the county digits.
+        return f"{region[:4]}00sx".encode()
+    return f"{region}sx".encode()
+
+
+def card_diversifier(historical: bytes) -> bytes:
+    """Return L3, 8 bytes: historical bytes 6 to 13, which are the last 8 of the ATR."""
+    return historical[-DIVERSIFIER_BYTES:]
+
+
+def card_diversifier_old(historical: bytes) -> bytes:
+    """Return the older L3, 8 bytes: T8 to TD ‖ 0000. One web source only: our reading."""
+    return historical[7:13] + bytes(2)
+
+
+# Level-3 rules by the name that a card profile gives.
+CARD_DIVERSIFIERS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "historical-6-13": card_diversifier,
+    "historical-8-13-zero": card_diversifier_old,
+}
+
+
+class _Level:
+    __slots__ = ("_key",)
+
+    def __init__(self, key: SecretKey) -> None:
+        self._key = key
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The block cipher of this level's key."""
+        return self._key.algorithm
+
+    def kcv(self) -> bytes:
+        """Return the key check value, 3 bytes. It may be shown."""
+        return self._key.kcv()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._key.algorithm.value}>"
+
+    def _diversified(self, diversifier: bytes) -> SecretKey:
+        key = self._key
+        if len(diversifier) != DIVERSIFIER_BYTES:
+            raise BadParameter("a diversifier has 8 bytes")
+        if key.algorithm is Algorithm.DES:
+            return key.encrypt_to_key(diversifier, Algorithm.DES)
+        # 3DES makes two blocks of this, E(f) ‖ E(~f), and SM4 one, E(f ‖ ~f): the specification's two
+        # rules are one expression.
+        blocks = diversifier + diversifier.translate(_COMPLEMENT)
+        return key.encrypt_to_key(blocks, key.algorithm)
+
+
+class SessionKey(_Level):
+    """One exchange's key (过程密钥)."""
+
+    __slots__ = ()
+
+    def cryptogram(self, challenge: bytes) -> bytes:
+        """Return the cryptogram (鉴别数据), 8 bytes, over an 8-byte challenge (原信息)."""
+        if len(challenge) != 8:
+            raise BadParameter("a challenge has 8 bytes")
+        if self._key.block_bytes == 8:
+            return self._key.encrypt(challenge)
+        block = int.from_bytes(self._key.encrypt(challenge + bytes(8)), "big")
+        return (block >> 64 ^ block & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
+
+    def mac(self, data: bytes) -> bytes:
+        """Return the MAC, 4 bytes: zero IV, always padded with 80 00…"""
+        return _mac(self._key, data)
+
+    def encipher(self, plaintext: bytes) -> bytes:
+        """Encrypt a command's data: LD ‖ plaintext, padded with 80 00… only if not whole blocks."""
+        data = bytes([len(plaintext)]) + plaintext
+        if len(data) % self._key.block_bytes:
+            data = _pad(data, self._key.block_bytes)
+        return self._key.encrypt(data)
+
+    def protect(self, header: bytes, plaintext: bytes, *, encrypt: bool) -> bytes:
+        """Return the ready command APDU: header (CLA INS P1 P2) ‖ Lc ‖ data ‖ MAC.
+
+        Lc counts the MAC already when the MAC is made.
+
+        Raises:
+            TooLarge: data and MAC do not fit into 255 bytes.
+        """
+        if len(header) != 4:
+            raise BadParameter("a header is CLA INS P1 P2, 4 bytes")
+        if len(plaintext) > MAX_PROTECTED_DATA:
+            raise TooLarge(f"a command carries at most {MAX_PROTECTED_DATA} bytes beside its MAC")
+        data = self.encipher(plaintext) if encrypt else plaintext
+        if len(data) > MAX_PROTECTED_DATA:
+            raise TooLarge(f"encrypted, the data have {len(data)} bytes and do not fit")
+        command = header + bytes([len(data) + MAC_BYTES]) + data
+        return command + self.mac(command)
+
+
+class CardKey(_Level):
+    """One card's key for one usage."""
+
+    __slots__ = ()
+
+    def derive(self, session_factor: bytes) -> SessionKey:
+        """Derive the session key from a session factor (过程因子) of 4 or 8 bytes, or 16 for 16-byte blocks.
+
+        Raises:
+            BadParameter: another length.
+        """
+        key = self._key
+        length = len(session_factor)
+        if length not in (4, 8) and not (length == 16 and key.block_bytes == 16):
+            raise BadParameter(
+                "a session factor has 4 or 8 bytes, or 16 where the algorithm's block has 16"
+            )
+        block = session_factor.ljust(key.block_bytes, b"\0")
+        if key.block_bytes == 8:
+            return SessionKey(key.encrypt_to_key(block, Algorithm.DES))
+        return SessionKey(key.encrypt_to_key(block, key.algorithm))
+
+    def tac(self, data: bytes) -> bytes:
+        """Return the TAC, 4 bytes: the card key itself, or left XOR right half of a 3DES key."""
+        key = self._key
+        return _mac(key.xor_halves() if key.algorithm is Algorithm.TDES else key, data)
+
+
+class CityKey(_Level):
+    """A city's root: one level above its cards."""
+
+    __slots__ = ()
+
+    def diversify(self, diversifier: bytes) -> CardKey:
+        """Diversify to a card's key; the diversifier is L3, 8 bytes."""
+        return CardKey(self._diversified(diversifier))
+
+
+class ProvincialKey(_Level):
+    """A province's root: two levels above its cards."""
+
+    __slots__ = ()
+
+    def diversify(self, region: Region) -> CityKey:
+        """Diversify to the region's city key (L2)."""
+        return CityKey(self._diversified(city_diversifier(region)))
+
+
+class NationalKey(_Level):
+    """A national root: three levels above its cards."""
+
+    __slots__ = ()
+
+    def diversify(self, region: Region) -> ProvincialKey:
+        """Diversify to the region's provincial key (L1)."""
+        return ProvincialKey(self._diversified(province_diversifier(region)))
+
+
+RootKey = NationalKey | ProvincialKey | CityKey
+
+_ROOT_TYPES: Final[dict[int, type[RootKey]]] = {3: NationalKey, 2: ProvincialKey, 1: CityKey}
+
+
+def root_key(key: SecretKey, levels: int) -> RootKey:
+    """Say how many levels a loaded key stands above its cards: 3, 2 or 1. It is the key's own property.
+
+    Raises:
+        BadParameter: another number.
+    """
+    if levels not in _ROOT_TYPES:
+        raise BadParameter("a root stands 3, 2 or 1 levels above its cards")
+    return _ROOT_TYPES[levels](key)
+
+
+def city_key(root: RootKey, region: Region) -> CityKey:
+    """Diversify whatever root there is down to the region's city key."""
+    if isinstance(root, NationalKey):
+        root = root.diversify(region)
+    if isinstance(root, ProvincialKey):
+        root = root.diversify(region)
+    return root
+
+
+def _pad(data: bytes, block_bytes: int) -> bytes:
+    data += b"\x80"
+    return data + bytes(-len(data) % block_bytes)
+
+
+def _mac(key: SecretKey, data: bytes) -> bytes:
+    last = key.cbc_mac(_pad(data, key.block_bytes), bytes(key.block_bytes))
+    if key.block_bytes == 8:
+        return last[:MAC_BYTES]
+    a, b, c, d = (int.from_bytes(last[i : i + 4], "big") for i in (0, 4, 8, 12))
+    return (a ^ b ^ c ^ d).to_bytes(4, "big")

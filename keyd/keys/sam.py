@@ -1,0 +1,78 @@
+"""The hinge: a `Sam` holds card keys and computes with them. The domain knows nothing else of keys.
+
+A software key ring is one; a pool of PSAMs or a hardware module can be. Work is handed over in batches, since
+whoever computes gains by seeing all of a tick at once. The domain writes its services as `Steps`: generators
+that yield the tasks they need next, receive the results and return their answer, so that one driver can run
+every service of a tick side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    from keyd.crypto.algorithms import CardAlgorithm
+    from keyd.errors import Refusal
+    from keyd.keys.hierarchy import Region
+
+T = TypeVar("T")
+
+
+class CardKeyRef(Struct, frozen=True, gc=False):
+    """A card's key: whose root (logical address, algorithm) and for which card (region, L3 diversifier)."""
+
+    address: int
+    algorithm: CardAlgorithm
+    region: Region
+    diversifier: bytes
+
+
+class CryptogramTask(Struct, frozen=True, gc=False):
+    """Derive a session key and make the cryptogram over a challenge: 8 bytes."""
+
+    key: CardKeyRef
+    session_factor: bytes
+    challenge: bytes
+
+
+class ProtectTask(Struct, frozen=True, gc=False):
+    """Derive a session key and put a command under secure messaging: the ready APDU."""
+
+    key: CardKeyRef
+    session_factor: bytes
+    header: bytes
+    plaintext: bytes
+    encrypt: bool
+
+
+class MacTask(Struct, frozen=True, gc=False):
+    """Derive a session key and make a transaction MAC: 4 bytes."""
+
+    key: CardKeyRef
+    session_factor: bytes
+    data: bytes
+
+
+class TacTask(Struct, frozen=True, gc=False):
+    """Make a transaction authentication code under the card key itself: 4 bytes."""
+
+    key: CardKeyRef
+    data: bytes
+
+
+SamTask = CryptogramTask | ProtectTask | MacTask | TacTask
+
+
+class Sam(Protocol):
+    """Something that holds card keys and computes with them."""
+
+    def compute(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
+        """Compute a batch. Each result stands where its task stood; one refusal spoils no other."""
+
+
+if TYPE_CHECKING:
+    Steps = Generator[tuple[SamTask, ...], list[bytes], T]

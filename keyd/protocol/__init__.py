@@ -1,0 +1,1 @@
+"""The wire protocol, without I/O: fields, messages, the command table, and connections as pure state."""

@@ -1,0 +1,113 @@
+"""THE TABLE: every command, once.
+
+Server, client, command line, manual, metrics and fuzzers read it; nothing else lists commands. A new command
+is two message types, one row here and one handler.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from keyd.protocol.fields import Request, Response
+from keyd.protocol.messages import card, daemon, library, medical, terminal
+
+# A batch is one message and one share of a tick: 256 cards of about 120 bytes fit into MAX_MESSAGE.
+MAX_BATCH: Final = 256
+
+BATCH_SUFFIX: Final = "_batch"
+
+
+class Role(enum.Enum):
+    """Who may ask."""
+
+    ANYONE = "anyone"
+    TERMINAL = "an authenticated terminal"
+    OPERATOR = "an authenticated terminal, or the operator on the Unix socket"
+
+
+class Cost(enum.Enum):
+    """Where the work is done."""
+
+    TICK = "in the tick"
+    SLOW = "outside the tick, in a bounded task"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row. `audited` commands use a key or change who may; issue and version live with the messages."""
+
+    method: str
+    request: type[Request[Any]]
+    response: type[Response]
+    role: Role
+    cost: Cost
+    audited: bool
+    # Hot commands have a second method that takes a list of parameter lists and answers a list of
+    # [error, result], so that one bad card does not spoil the batch.
+    has_batch: bool
+
+    @property
+    def family(self) -> str:
+        """The part before the dot."""
+        return self.method.partition(".")[0]
+
+
+def _row(
+    method: str,
+    request: type[Request[Any]],
+    role: Role = Role.TERMINAL,
+    *,
+    cost: Cost = Cost.TICK,
+    audited: bool = True,
+    batch: bool = False,
+) -> Command:
+    return Command(method, request, _response_of(request), role, cost, audited, batch)
+
+
+def _response_of(request: type[Request[Any]]) -> type[Response]:
+    for base in getattr(request, "__orig_bases__", ()):
+        for argument in get_args(base):
+            if isinstance(argument, type) and issubclass(argument, Response):
+                return argument
+    raise TypeError(f"{request.__name__} does not name its response")
+
+
+TABLE: Final[dict[str, Command]] = {
+    row.method: row
+    for row in (
+        _row("daemon.status", daemon.AskStatus, Role.OPERATOR, audited=False),
+        _row("daemon.selftest", daemon.RunSelftest, Role.OPERATOR, cost=Cost.SLOW),
+        _row("daemon.random", daemon.AskRandom, audited=False),
+        _row("terminal.challenge", terminal.RequestChallenge, Role.ANYONE, audited=False),
+        _row("terminal.authenticate", terminal.AuthenticateTerminal, Role.ANYONE),
+        _row("card.internal_cryptogram", card.InternalCryptogram, batch=True),
+        _row("card.internal_authenticate", card.InternalAuthenticate, batch=True),
+        _row("card.external_authenticate", card.ExternalAuthenticate, batch=True),
+        _row("card.mutual_cryptograms", card.MutualCryptograms, batch=True),
+        _row("card.mutual_authenticate", card.MutualAuthenticate, batch=True),
+        _row("card.secure_message", card.SecureMessage, batch=True),
+        _row("card.pin_unblock", card.PinUnblock, batch=True),
+        _row("card.pin_reload", card.PinReload, batch=True),
+        _row("medical.make_purchase", medical.MakePurchase, batch=True),
+        _row("medical.confirm_purchase", medical.ConfirmPurchase, batch=True),
+        _row("medical.make_load", medical.MakeLoad, batch=True),
+        _row("medical.confirm_load", medical.ConfirmLoad, batch=True),
+        _row("library.read_card_bas", library.ReadCardBas),
+        _row("library.read_card", library.ReadCard),
+        _row("library.write_card", library.WriteCard),
+        _row("library.reload_pin_1", library.ReloadPin1),
+        _row("library.reload_pin_2", library.ReloadPin2),
+        _row("library.unblock_pin_1", library.UnblockPin1),
+        _row("library.unblock_pin_2", library.UnblockPin2),
+        _row("library.do_debit_1", library.DoDebit1),
+        _row("library.do_debit_2", library.DoDebit2),
+    )
+}
+
+BATCHES: Final[dict[str, Command]] = {
+    row.method + BATCH_SUFFIX: row for row in TABLE.values() if row.has_batch
+}
+
+BY_REQUEST: Final[dict[type[Request[Any]], Command]] = {row.request: row for row in TABLE.values()}

@@ -1,0 +1,266 @@
+"""Bytes to asks, answers to bytes, for both sides: MessagePack-RPC without a socket, a clock or trio.
+
+`[0, msgid, method, params]` asks; `[1, msgid, error, result]` answers, with error `[status, name, detail]` or
+nil. Answers may come in any order; keeping msgids apart is the client's business. Bytes that are no such
+message raise `RemoteProtocolError`, once, and the connection is over. This module knows nothing of what the
+methods mean: it only frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgpack
+import msgspec
+
+from keyd.errors import LocalProtocolError, Refusal, RemoteProtocolError, refusal_from_wire
+
+# The largest honest request is a batch of 256 cards of about 120 bytes. A peer that sends more is broken or
+# hostile, and we would rather not buffer for it.
+MAX_MESSAGE: Final = 64 * 1024
+
+# The largest answer is the status with its 155 keys three times over, well under this.
+MAX_ANSWER: Final = 256 * 1024
+
+# A driver reads at most this much at once, so a connection never holds more than MAX_MESSAGE + MAX_CHUNK.
+MAX_CHUNK: Final = 64 * 1024
+
+# The longest array that a message honestly holds is a batch (256) or the list of keys (up to 465).
+MAX_ARRAY: Final = 1024
+
+# The longest method name has 32 characters; a longer one is not ours.
+MAX_METHOD: Final = 64
+
+ASK: Final = 0
+ANSWER: Final = 1
+NOTIFICATION: Final = 2
+
+_MSGID_END: Final = 1 << 32
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+encode: Final = _ENCODER.encode
+encode_into: Final = _ENCODER.encode_into
+
+
+class Ask(NamedTuple):
+    """One request. `msgid` is None for a notification, which cannot be answered by number."""
+
+    msgid: int | None
+    method: str
+    params: list[Any]
+
+
+class Answer(NamedTuple):
+    """One answer: the refusal it carries, or else the result as it came."""
+
+    msgid: int | None
+    refusal: Refusal | None
+    result: Any
+
+
+class _Reader:
+    """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
+
+    __slots__ = ("_fed", "_limit", "_unpacker", "is_broken")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._fed = 0
+        self.is_broken = False
+        self._unpacker = self._new_unpacker()
+
+    def _new_unpacker(self) -> msgpack.Unpacker:
+        return msgpack.Unpacker(
+            raw=False,
+            use_list=True,
+            strict_map_key=True,
+            max_buffer_size=self._limit + MAX_CHUNK,
+            max_str_len=self._limit,
+            max_bin_len=self._limit,
+            max_array_len=MAX_ARRAY,
+            # keyd's requests have no maps; its status has one, of counters.
+            max_map_len=MAX_ARRAY,
+            max_ext_len=0,
+        )
+
+    def feed_untrusted(self, data: bytes | bytearray | memoryview) -> None:
+        if len(data) > MAX_CHUNK:
+            raise LocalProtocolError(f"at most {MAX_CHUNK} bytes may be fed at once")
+        self._fed += len(data)
+        try:
+            self._unpacker.feed(data)
+        except msgpack.BufferFull:
+            self._fail("a message is larger than the limit")
+
+    def next_untrusted(self) -> Any:
+        """Return the next object; raise `msgpack.OutOfData` when there is no whole one."""
+        if self.is_broken:
+            raise RemoteProtocolError("the connection already broke the protocol")
+        unpacker = self._unpacker
+        start = unpacker.tell()
+        try:
+            message = unpacker.unpack()
+        except msgpack.OutOfData:
+            if self._fed - start > self._limit:
+                self._fail("a message is larger than the limit")
+            raise
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            # FormatError, StackError, limits and bad UTF-8 are ValueErrors; an unhashable map key is a
+            # TypeError. The library's words may quote the bytes, so ours replace them.
+            self._fail("the bytes are not MessagePack within the limits")
+        if unpacker.tell() - start > self._limit:
+            self._fail("a message is larger than the limit")
+        return message
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether bytes of an unfinished message are waiting."""
+        return bool(self._fed > self._unpacker.tell())
+
+    def _fail(self, detail: str) -> NoReturn:
+        self.is_broken = True
+        self._unpacker = self._new_unpacker()  # lets go of what was buffered
+        raise RemoteProtocolError(detail) from None
+
+
+class ServerConnection:
+    """keyd's side of one connection."""
+
+    __slots__ = ("_reader",)
+
+    def __init__(self) -> None:
+        self._reader = _Reader(MAX_MESSAGE)
+
+    def receive_data_untrusted(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what the peer sent, at most MAX_CHUNK bytes.
+
+        Raises:
+            RemoteProtocolError: more is buffered than one message may have.
+        """
+        self._reader.feed_untrusted(data)
+
+    def next_asks_untrusted(self, limit: int) -> list[Ask]:
+        """Return up to `limit` whole requests; fewer means that no further one is whole yet.
+
+        Raises:
+            RemoteProtocolError: at the first malformed message, after the good ones before it have
+                been returned.
+        """
+        asks: list[Ask] = []
+        next_message = self._reader.next_untrusted
+        try:
+            while len(asks) < limit:
+                asks.append(_ask_from_untrusted(next_message()))
+        except msgpack.OutOfData:
+            pass
+        except RemoteProtocolError:
+            # The good ones come first; the next call raises again, since the reader stays broken.
+            self._reader.is_broken = True
+            if not asks:
+                raise
+        return asks
+
+    def receive_eof_untrusted(self) -> None:
+        """The peer will send no more.
+
+        Raises:
+            RemoteProtocolError: it stopped within a message.
+        """
+        if self._reader.has_partial:
+            raise RemoteProtocolError("the peer closed within a message")
+
+
+def answer_bytes(msgid: int | None, result: Any) -> bytes:
+    """Encode a successful answer."""
+    return encode((ANSWER, msgid, None, result))
+
+
+def refusal_bytes(msgid: int | None, refusal: Refusal) -> bytes:
+    """Encode a refusal. A msgid of None says that it belongs to no request in particular."""
+    return encode((ANSWER, msgid, refusal_on_wire(refusal), None))
+
+
+def refusal_on_wire(refusal: Refusal) -> tuple[int, str, str]:
+    """Return the error triple: status, name, detail."""
+    return (int(refusal.status), refusal.status.name, refusal.detail)
+
+
+class ClientConnection:
+    """A client's side of one connection: numbers the asks and reads the answers."""
+
+    __slots__ = ("_next_msgid", "_reader")
+
+    def __init__(self) -> None:
+        self._reader = _Reader(MAX_ANSWER)
+        self._next_msgid = 0
+
+    def ask(self, method: str, params: Any) -> tuple[int, bytes]:
+        """Number a request and encode it.
+
+        Raises:
+            LocalProtocolError: the request is larger than keyd accepts.
+        """
+        msgid = self._next_msgid
+        self._next_msgid = (msgid + 1) % _MSGID_END
+        data = encode((ASK, msgid, method, params))
+        if len(data) > MAX_MESSAGE:
+            raise LocalProtocolError(f"the request has {len(data)} bytes, more than {MAX_MESSAGE}")
+        return msgid, data
+
+    def receive_data_untrusted(self, data: bytes) -> list[Answer]:
+        """Take what keyd sent and return the answers that are whole.
+
+        Raises:
+            RemoteProtocolError: keyd sent something else than answers.
+        """
+        answers: list[Answer] = []
+        for start in range(0, len(data), MAX_CHUNK):
+            self._reader.feed_untrusted(data[start : start + MAX_CHUNK])
+            try:
+                while True:
+                    answers.append(_answer_from_untrusted(self._reader.next_untrusted()))
+            except msgpack.OutOfData:
+                continue
+        return answers
+
+
+def _ask_from_untrusted(message: Any) -> Ask:
+    if type(message) is not list or not message:
+        raise RemoteProtocolError("a message is an array")
+    if message[0] == NOTIFICATION and len(message) == 3:
+        _, method, params = message
+        msgid = None
+    elif message[0] == ASK and len(message) == 4:
+        _, msgid, method, params = message
+        if type(msgid) is not int or not 0 <= msgid < _MSGID_END:
+            raise RemoteProtocolError("a msgid is an unsigned 32-bit integer")
+    else:
+        raise RemoteProtocolError("a request is [0, msgid, method, params]")
+    if type(method) is not str or len(method) > MAX_METHOD:
+        raise RemoteProtocolError(f"a method is a string of at most {MAX_METHOD} characters")
+    if type(params) is not list:
+        raise RemoteProtocolError("params are an array")
+    return Ask(msgid, method, params)
+
+
+def _answer_from_untrusted(message: Any) -> Answer:
+    if type(message) is not list or len(message) != 4 or message[0] != ANSWER:
+        raise RemoteProtocolError("an answer is [1, msgid, error, result]")
+    _, msgid, error, result = message
+    if msgid is not None and type(msgid) is not int:
+        raise RemoteProtocolError("a msgid is an integer or nil")
+    return Answer(msgid, refusal_from_untrusted(error), result)
+
+
+def refusal_from_untrusted(error: Any) -> Refusal | None:
+    """Read the error triple of an answer; None stands for success.
+
+    Raises:
+        RemoteProtocolError: it is neither nil nor `[status, name, detail]`.
+    """
+    if error is None:
+        return None
+    if type(error) is not list or [type(part) for part in error] != [int, str, str]:
+        raise RemoteProtocolError("an error is [status, name, detail]")
+    status, name, detail = error
+    return refusal_from_wire(status, name, detail)

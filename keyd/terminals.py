@@ -1,0 +1,126 @@
+"""Terminals: who is enrolled, and how one proves itself on a connection.
+
+For now the registry is a mapping from code to a 16-byte terminal key, read from a file. The seam for what
+comes (roles, SM2, states, expiry) is here: everything else asks a `Session` who it is and nothing more.
+"""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+
+from keyd.errors import ChallengeExpired, TerminalNotAuthentic
+from keyd.protocol.proof import CHALLENGE_BYTES, TERMINAL_KEY_BYTES, keyd_proof, terminal_proof
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# Long enough for a terminal on a slow line, too short to be worth collecting.
+CHALLENGE_SECONDS: Final = 30
+
+# A terminal that knows its key does not fail; after this many failures the line is cut.
+MAX_FAILURES: Final = 3
+
+
+class Terminal:
+    """An enrolled terminal. Its key is used here and shown nowhere."""
+
+    __slots__ = ("_key", "code")
+
+    def __init__(self, code: str, key: bytes) -> None:
+        if len(key) != TERMINAL_KEY_BYTES:
+            raise ValueError(f"a terminal key has {TERMINAL_KEY_BYTES} bytes")
+        self.code = code
+        self._key = key
+
+    def terminal_proof(self, theirs: bytes, ours: bytes) -> bytes:
+        """Return the proof that this terminal owes for its challenge and ours, 32 bytes."""
+        return terminal_proof(self._key, self.code, theirs, ours)
+
+    def keyd_proof(self, theirs: bytes, ours: bytes) -> bytes:
+        """Return the proof that keyd owes this terminal, 32 bytes."""
+        return keyd_proof(self._key, self.code, theirs, ours)
+
+    def has_same_key(self, other: Terminal) -> bool:
+        """Whether both are enrolled with one key."""
+        return compare_digest(self._key, other._key)
+
+    def __repr__(self) -> str:
+        return f"<Terminal {self.code}>"
+
+
+class OpenChallenge(Struct, frozen=True):
+    """A challenge that waits for its proof: on one connection, once, until the deadline."""
+
+    code: str
+    theirs: bytes
+    ours: bytes
+    deadline: float
+
+
+class Session:
+    """What keyd knows of the other end of one connection."""
+
+    __slots__ = ("challenge", "failures", "is_operator", "must_close", "number", "terminal")
+
+    def __init__(self, number: int, *, is_operator: bool = False) -> None:
+        self.number = number
+        self.is_operator = is_operator
+        self.terminal: Terminal | None = None
+        self.challenge: OpenChallenge | None = None
+        self.failures = 0
+        self.must_close = False
+
+
+class Terminals:
+    """The enrolled terminals."""
+
+    def __init__(self, keys: Mapping[str, bytes], random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._terminals = {code: Terminal(code, key) for code, key in keys.items()}
+        # Somebody who is not enrolled gets the same work done, under a key that nobody has.
+        self._nobody_key = random_bytes(TERMINAL_KEY_BYTES)
+
+    def __len__(self) -> int:
+        return len(self._terminals)
+
+    def open_challenge(self, session: Session, code: str, theirs: bytes, now: float) -> bytes:
+        """Give a connection a challenge of 16 bytes for the terminal it names; the last one is void."""
+        ours = self._random_bytes(CHALLENGE_BYTES)
+        session.challenge = OpenChallenge(code, theirs, ours, now + CHALLENGE_SECONDS)
+        return ours
+
+    def authenticate(self, session: Session, proof: bytes, now: float) -> bytes:
+        """Check a terminal's proof, make the connection the terminal's and return keyd's own proof.
+
+        Whoever was authenticated on the connection before is not any more, whatever comes of it.
+
+        Raises:
+            ChallengeExpired: there is no open challenge.
+            TerminalNotAuthentic: the proof is wrong, or nobody of that code is enrolled.
+        """
+        challenge, session.challenge = session.challenge, None
+        session.terminal = None
+        if challenge is None or now > challenge.deadline:
+            raise ChallengeExpired
+        enrolled = self._terminals.get(challenge.code)
+        terminal = enrolled or Terminal(challenge.code, self._nobody_key)
+        expected = terminal.terminal_proof(challenge.theirs, challenge.ours)
+        is_proven = compare_digest(expected, proof)
+        if not is_proven or enrolled is None:
+            session.failures += 1
+            session.must_close = session.failures >= MAX_FAILURES
+            raise TerminalNotAuthentic
+        session.terminal = enrolled
+        session.failures = 0
+        return enrolled.keyd_proof(challenge.theirs, challenge.ours)
+
+    def review(self, session: Session) -> None:
+        """Take the session away from a terminal that is no longer enrolled, or not with that key."""
+        was = session.terminal
+        if was is None:
+            return
+        now = self._terminals.get(was.code)
+        session.terminal = now if now is not None and now.has_same_key(was) else None
