@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from keyd import __version__, systemd
-from keyd.cards.profile import load_profiles
+from keyd.cards.profile import load_profiles, newest
 from keyd.config import (
     Config,
     ConfigError,
@@ -45,7 +45,7 @@ from keyd.handlers.services import Services
 from keyd.hub import Hub, Limits
 from keyd.keys import sealed
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import Wanted, synthetic
+from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.ops import Operations
 from keyd.telemetry import Events, Meter, configure_logging
@@ -80,18 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     trio.run(daemon.run)
     return 0
-
-
-def wanted_keys(
-    profiles: Mapping[int, Profile], algorithms: Sequence[CardAlgorithm]
-) -> list[Wanted]:
-    """List every key that the newest profile names, for each card algorithm."""
-    newest = profiles[max(profiles)]
-    return [
-        Wanted(key.address, key.name, key.set, key.algorithm(algorithm))
-        for algorithm in algorithms
-        for _address, key in sorted(newest.keys.items())
-    ]
 
 
 class Daemon:
@@ -293,7 +281,7 @@ def _load_keys(
     config: Config, profiles: Mapping[int, Profile], *, is_dev: bool
 ) -> list[tuple[KeyHeader, SecretKey]]:
     if is_dev:
-        return synthetic(wanted_keys(profiles, (CardAlgorithm.DES, CardAlgorithm.SM4)))
+        return synthetic(newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4)))
     passphrase = read_passphrase(expand(config.keys.passphrase_file))
     return sealed.unseal(sealed.read(expand(config.keys.sealed_file)), passphrase)
 

@@ -168,10 +168,13 @@ def do_debit_2(card: Card, step1: str, step2: str) -> Steps[None]:
     address, purchase = _debit(card, step1, number)
     first = _Fields(step1, 8)
     # Step 2 repeats these fields of step 1; another transaction's would check the wrong thing.
-    for in_second, in_first in ((2, 1), (3, 2), (4, 5), (5, 6), (6, 7), (8, 8)):
+    for in_second, in_first in ((2, 1), (4, 5), (5, 6), (6, 7), (8, 8)):
         if fields.text(in_second) != first.text(in_first):
             raise BadParameter(f"field {in_second} is not field {in_first} of step 1")
-    tac_address = card.profile.address_of(medical.DTK)
+    # Which key the address in step 2 names is not public: we take step 1's, or else the TAC key's.
+    tac_address = fields.address(3)
+    if tac_address == address:
+        tac_address = card.profile.address_of(medical.DTK)
     yield from medical.confirm_purchase(card, address, tac_address, purchase, mac2, tac)
 
 

@@ -24,10 +24,11 @@ from keyd.errors import (
     KeyNotFound,
     KeyUsageRefused,
 )
+from keyd.keys.block import KeyPlace
 from keyd.keys.hierarchy import CARD_DIVERSIFIERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from importlib.resources.abc import Traversable
 
 AmountName = Literal["personal_account", "personal_paid", "pooled_fund"]
@@ -147,6 +148,14 @@ class Profile:
             raise KeyUsageRefused(f"{key.name} at {address:04X} is for {key.use}, not {wanted}")
         return key
 
+    def key_places(self, algorithms: Sequence[CardAlgorithm]) -> list[KeyPlace]:
+        """List every key that cards of these algorithms have, by algorithm and address."""
+        return [
+            KeyPlace(key.address, key.name, key.set, key.algorithm(algorithm))
+            for algorithm in algorithms
+            for _address, key in sorted(self.keys.items())
+        ]
+
     def address_of(self, name: str) -> int:
         """Return the logical address of the first set of a named key.
 
@@ -187,6 +196,11 @@ def _names_match(patterns: tuple[str, ...], name: str) -> bool:
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
         for pattern in patterns
     )
+
+
+def newest(profiles: Mapping[int, Profile]) -> Profile:
+    """Return the latest generation's profile, which names every key there is."""
+    return profiles[max(profiles)]
 
 
 def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:

@@ -1,8 +1,8 @@
 """A secret key and the few things that can be done with it.
 
 Block cipher keys live here and nowhere else. (SM2 private keys are `keyd.crypto.sm2`'s; terminal keys, which
-are HMAC keys, are `keyd.terminals`'.) A `SecretKey` encrypts, decrypts, makes a CBC-MAC, makes or wraps another
-`SecretKey` and shows its check value; it never prints, pickles or compares its bytes. They enter through
+are HMAC keys, are `keyd.terminals`'.) A `SecretKey` encrypts, decrypts, makes a CBC-MAC, makes or wraps
+another `SecretKey` and shows its check value; it never prints, pickles or compares its bytes. They enter through
 `SecretKey.load`, they leave wrapped or not at all, and `tests/crypto/test_secret.py` lists every place that
 takes key bytes in.
 """

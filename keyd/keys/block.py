@@ -19,6 +19,15 @@ NONCE_BYTES: Final = 12
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
+class KeyPlace(Struct, frozen=True):
+    """Where a key answers: logical address, name, set, and for which algorithm."""
+
+    address: int
+    name: str
+    set: int
+    algorithm: Algorithm
+
+
 class KeyHeader(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """What a key is for. `kcv` is its check value, 3 bytes; `levels` how far above its cards it stands."""
 

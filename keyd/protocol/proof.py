@@ -2,7 +2,9 @@
 
 Our own design: HMAC-SM3 under the 16-byte terminal key over
 
-    label of the side ‖ terminal challenge 16 ‖ keyd challenge 16 ‖ terminal code
+    label of the side 16 ‖ terminal challenge 16 ‖ keyd challenge 16 ‖ terminal code in ASCII
+
+where the label is `keyd-terminal-v1` in the terminal's proof and `keyd-daemon---v1` in keyd's.
 
 The label names the side, so a proof sent back is not a proof; both challenges are in it, so neither side can
 choose the whole input; everything before the code has a fixed length, so no two inputs read the same.
@@ -18,7 +20,7 @@ TERMINAL_KEY_BYTES: Final = 16
 CHALLENGE_BYTES: Final = 16
 
 _TERMINAL: Final = b"keyd-terminal-v1"
-_KEYD: Final = b"keyd-daemon--v1-"
+_KEYD: Final = b"keyd-daemon---v1"
 
 
 def terminal_proof(
