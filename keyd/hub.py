@@ -49,6 +49,9 @@ MAX_ASKS_PER_CONNECTION: Final = 64
 # A tick's work: at some 10 µs a request, 1024 of them keep the tick near 10 ms, and with it everybody's wait.
 MAX_ASKS_PER_TICK: Final = 1024
 
+# The part of it that goes to what has just arrived; the rest is kept for those with a backlog.
+MAX_NEW_ASKS_PER_TICK: Final = 768
+
 # Readiness taken from epoll at once; what is left over is reported again.
 MAX_EVENTS: Final = 1024
 
@@ -233,7 +236,6 @@ class Hub:
         self.ticks += 1
         now = self._clock()
         work = _Work([], [])
-        self._take_backlog(work)
         if events:
             # When there is more than one tick's work, everybody comes first in turn.
             first = self.ticks % len(events)
@@ -243,6 +245,7 @@ class Hub:
                     self._other_event(fd)
                 else:
                     self._peer_event(peer, mask, now, work)
+        self._take_backlog(work)
         if work.asks:
             self._answer(work)
         if self._is_draining:
@@ -256,7 +259,8 @@ class Hub:
         if peer.is_at_eof or (peer.out and mask & _HANGUP):
             # It had closed its side already, and now nobody is left to answer to.
             self._close(peer, "reset")
-        elif not peer.has_more and not peer.out and len(work.asks) < MAX_ASKS_PER_TICK:
+        elif not peer.has_more and not peer.out and len(work.asks) < MAX_NEW_ASKS_PER_TICK:
+            # Whoever is not read now is reported again.
             self._read(peer, now)
             self._take_asks(peer, work)
 
@@ -287,10 +291,9 @@ class Hub:
         return True
 
     def _take_backlog(self, work: _Work) -> None:
-        # Half of the tick at most, so that those who have just arrived are not kept waiting.
         backlog, self._backlog = self._backlog, {}
         for peer in backlog.values():
-            if len(work.asks) < MAX_ASKS_PER_TICK // 2:
+            if len(work.asks) < MAX_ASKS_PER_TICK:
                 self._take_asks(peer, work)
             else:
                 self._backlog[peer.fd] = peer
@@ -300,7 +303,7 @@ class Hub:
             return
         try:
             asks = peer.connection.next_asks_untrusted(MAX_ASKS_PER_CONNECTION)
-            peer.has_more = len(asks) == MAX_ASKS_PER_CONNECTION
+            peer.has_more = len(asks) == MAX_ASKS_PER_CONNECTION or peer.connection.is_broken
             if peer.is_at_eof and not peer.has_more:
                 peer.connection.receive_eof_untrusted()
         except RemoteProtocolError as error:

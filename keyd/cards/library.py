@@ -133,8 +133,11 @@ def reload_pin_2(card: Card, text: str) -> Steps[str]:
     session_factor = _pin_step(card, fields)
     if fields.text(4) != _RELOAD_HEADERS[card.algorithm]:
         raise BadParameter("field 4 is 842400010C (DES) or 8424000114 (16-byte blocks)")
-    apdu = yield from messaging.pin_reload(card, session_factor, fields.text(5))
-    return _upper(apdu)
+    apdu = _upper((yield from messaging.pin_reload(card, session_factor, fields.text(5))))
+    if not apdu.startswith(fields.text(4)):
+        # Under DES, LD and 16 digits make two blocks, and the step's header announces one.
+        raise BadParameter("field 5, the PIN, has more digits than the header has room for")
+    return apdu
 
 
 def unblock_pin_2(card: Card, text: str) -> Steps[str]:

@@ -61,11 +61,13 @@ class Answer(NamedTuple):
 class _Reader:
     """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
 
-    __slots__ = ("_fed", "_limit", "_unpacker", "is_broken")
+    __slots__ = ("_fed", "_limit", "_start", "_unpacker", "is_broken")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._fed = 0
+        # Where the message that comes next begins. The unpacker's own tell() moves within a partial one.
+        self._start = 0
         self.is_broken = False
         self._unpacker = self._new_unpacker()
 
@@ -96,26 +98,26 @@ class _Reader:
         """Return the next object; raise `msgpack.OutOfData` when there is no whole one."""
         if self.is_broken:
             raise RemoteProtocolError("the connection already broke the protocol")
-        unpacker = self._unpacker
-        start = unpacker.tell()
         try:
-            message = unpacker.unpack()
+            message = self._unpacker.unpack()
         except msgpack.OutOfData:
-            if self._fed - start > self._limit:
+            if self._fed - self._start > self._limit:
                 self._fail("a message is larger than the limit")
             raise
         except (ValueError, TypeError, RecursionError, OverflowError):
             # FormatError, StackError, limits and bad UTF-8 are ValueErrors; an unhashable map key is a
             # TypeError. The library's words may quote the bytes, so ours replace them.
             self._fail("the bytes are not MessagePack within the limits")
-        if unpacker.tell() - start > self._limit:
+        end = self._unpacker.tell()
+        if end - self._start > self._limit:
             self._fail("a message is larger than the limit")
+        self._start = end
         return message
 
     @property
     def has_partial(self) -> bool:
         """Whether bytes of an unfinished message are waiting."""
-        return bool(self._fed > self._unpacker.tell())
+        return self._fed > self._start
 
     def _fail(self, detail: str) -> NoReturn:
         self.is_broken = True
@@ -159,6 +161,11 @@ class ServerConnection:
             if not asks:
                 raise
         return asks
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a malformed message was met: the next call for asks raises."""
+        return self._reader.is_broken
 
     def receive_eof_untrusted(self) -> None:
         """The peer will send no more.

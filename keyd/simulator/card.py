@@ -101,20 +101,20 @@ class SimulatedCard:
     def transmit(self, command: bytes) -> bytes:
         """Answer one command APDU with data and status word, whatever the bytes."""
         try:
-            data = self._answer(CommandApdu.parse_untrusted(command))
-        except RemoteProtocolError:
-            return bytes(ResponseApdu(b"", SW.WRONG_LENGTH))
+            data = self._answer(command)
         except Declined as no:
             return bytes(ResponseApdu(b"", no.sw))
         return bytes(ResponseApdu(data, SW.OK))
 
-    def _answer(self, apdu: CommandApdu) -> bytes:
+    def _answer(self, message: bytes) -> bytes:
         card = self.state
         if card.is_blocked:
             raise Declined(SW.FUNCTION_NOT_SUPPORTED)
-        command = _command(apdu.cla, apdu.ins)
-        if not command.completes_transaction:
-            card.session.transaction = None
+        transaction, card.session.transaction = card.session.transaction, None
+        apdu = _parsed(message)
+        command = _command(apdu)
+        if command.completes_transaction:
+            card.session.transaction = transaction
         if card.session.application in card.blocked and command.handler not in OBEYED_WHEN_BLOCKED:
             raise Declined(SW.APPLICATION_BLOCKED_FOR_GOOD)
         if apdu.p1 not in command.p1 or apdu.p2 not in command.p2:
@@ -129,7 +129,15 @@ class SimulatedCard:
         return data
 
 
-def _command(cla: int, ins: int) -> Command:
+def _parsed(message: bytes) -> CommandApdu:
+    try:
+        return CommandApdu.parse_untrusted(message)
+    except RemoteProtocolError:
+        raise Declined(SW.WRONG_LENGTH) from None
+
+
+def _command(apdu: CommandApdu) -> Command:
+    cla, ins = apdu.cla, apdu.ins
     command = COMMANDS.get((cla, ins))
     if command is not None:
         return command

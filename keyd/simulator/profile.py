@@ -150,7 +150,7 @@ class Structure(enum.Enum):
 
 
 class Messaging(enum.Enum):
-    """What an update of a file must look like."""
+    """What an update of a file must look like. Where the MAC is optional, stripping it is allowed too."""
 
     OPTIONAL = "plain, or with a MAC"
     MAC = "with a MAC"

@@ -225,12 +225,8 @@ class TerminalLibrary:
             raise RemoteProtocolError(
                 "the card answered INITIALIZE FOR PURCHASE with another length or key"
             )
-        number, version, algorithm, pseudo_random = (
-            answer[14:16],
-            answer[16],
-            answer[17],
-            answer[18:22],
-        )
+        number, pseudo_random = answer[14:16], answer[18:22]
+        version, algorithm = answer[16], answer[17]
         begun = DebitBegun(
             algorithm=f"{algorithm:02X}",
             address=f"{DEBIT_KEYS[key_index] + version - 1:04X}",

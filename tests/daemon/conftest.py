@@ -1,0 +1,146 @@
+"""What the daemon's tests share: a raw peer that can misbehave, and a daemon with a configuration."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgpack
+import pytest
+
+from keyd.cards.profile import load_profiles, newest
+from keyd.client import parse_address
+from keyd.crypto.algorithms import CardAlgorithm
+from keyd.keys import sealed
+from keyd.keys.roots import synthetic
+from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.protocol.proof import terminal_proof
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PASSPHRASE: Final = b"synthetic passphrase"
+
+
+class RawPeer:
+    """A peer that writes what it likes and reads answers as plain lists."""
+
+    def __init__(self, address: str) -> None:
+        parsed = parse_address(address)
+        if isinstance(parsed, str):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.connect(parsed)
+        else:
+            self.sock = socket.create_connection(parsed)
+        self.sock.settimeout(20)
+        self._unpacker = msgpack.Unpacker()
+        self._msgid = 0
+
+    def send(self, method: str, *params: Any) -> int:
+        """Send a request; return its msgid."""
+        self._msgid += 1
+        self.sock.sendall(self.encode(method, *params, msgid=self._msgid))
+        return self._msgid
+
+    @staticmethod
+    def encode(method: str, *params: Any, msgid: int = 1) -> bytes:
+        """Return the bytes of a request."""
+        encoded: bytes = msgpack.packb([0, msgid, method, list(params)])
+        return encoded
+
+    def answers(self) -> Iterator[Any]:
+        """Yield every answer until keyd closes the line."""
+        while True:
+            yield from self._unpacker
+            data = self.sock.recv(65536)
+            if not data:
+                return
+            self._unpacker.feed(data)
+
+    def answer(self) -> Any:
+        """Return the next answer."""
+        return next(self.answers())
+
+    def ask(self, method: str, *params: Any) -> Any:
+        """Send a request and return its answer: [1, msgid, error, result]."""
+        self.send(method, *params)
+        return self.answer()
+
+    def authenticate(self, code: str = "DEV-0001") -> None:
+        """Prove a terminal with its synthetic key."""
+        ours = secrets.token_bytes(16)
+        theirs = self.ask("terminal.challenge", code, ours)[3][0]
+        proof = terminal_proof(synthetic_terminal_key(code), code, ours, theirs)
+        error = self.ask("terminal.authenticate", proof)[2]
+        assert error is None, error
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[[str], RawPeer]]:
+    """Open raw peers, closed after the test."""
+    with ExitStack() as opened:
+
+        def connect(address: str) -> RawPeer:
+            peer = RawPeer(address)
+            opened.callback(peer.close)
+            return peer
+
+        yield connect
+
+
+class WriteConfig(Protocol):
+    """Write a configuration with synthetic keys, and return the daemon's arguments."""
+
+    def __call__(self, *lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]: ...
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> WriteConfig:
+    """Write keyd.toml and what it names into the test's folder; `lines` are put at its end."""
+
+    def write(*lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]:
+        key_file = tmp_path / "roots.sealed"
+        if not key_file.exists():
+            keys = synthetic(newest(load_profiles()).key_places([CardAlgorithm.SM4]))
+            sealed.write_new(key_file, sealed.seal(keys, PASSPHRASE, secrets.token_bytes))
+            write_private(tmp_path / "passphrase", PASSPHRASE.decode())
+        write_private(
+            tmp_path / "terminals.toml",
+            "".join(
+                f'[terminals.{code}]\nkey = "{synthetic_terminal_key(code).hex()}"\n'
+                for code in terminals
+            ),
+        )
+        config = tmp_path / "keyd.toml"
+        config.write_text(
+            f"""
+            [keys]
+            sealed_file = "{key_file}"
+            passphrase_file = "{tmp_path / "passphrase"}"
+            [terminals]
+            file = "{tmp_path / "terminals.toml"}"
+            [listen]
+            tcp = ["127.0.0.1:0"]
+            unix = "{tmp_path / "keyd.sock"}"
+            operations = "127.0.0.1:0"
+            """
+            + "\n".join(lines)
+        )
+        return ["--config", str(config)]
+
+    return write
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        file.write(text)
