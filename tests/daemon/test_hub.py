@@ -117,7 +117,8 @@ def test_requests_before_the_malformed_bytes_are_answered(
 def test_an_answer_never_holds_a_traceback(daemon: RunningDaemon, raw: Connect) -> None:
     peer = raw(daemon.address)
     peer.authenticate()
-    for params in ([], [1], [[]], [None] * 4, ["x" * 1000], [[b"", b""], b"", b""]):
+    junk: list[list[Any]] = [[], [1], [[]], [None] * 4, ["x" * 1000], [[b"", b""], b"", b""]]
+    for params in junk:
         error = peer.ask("card.internal_cryptogram", *params)[2]
         assert error[1] == "BAD_PARAMETER"
         assert "Traceback" not in error[2]
