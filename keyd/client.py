@@ -137,6 +137,8 @@ class _Conversation:
                 msgid = self._msgid_of(answer)
                 read = self._expected.pop(msgid)
                 results[msgid] = answer.refusal or read(answer.result)
+            if self._connection.is_broken and len(results) < len(calls):
+                self._connection.receive_data_untrusted(b"")  # raises: what is missing will not come
             room = MAX_PIPELINED - len(self._expected)
             to_send = self._send_more(waiting, order, room)
         return [results[msgid] for msgid in order]
@@ -307,9 +309,7 @@ class Client:
     def _open(self) -> None:
         try:
             if isinstance(self._address, str):
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                sock.settimeout(self._timeout)
-                sock.connect(self._address)
+                sock = _connected_unix(self._address, self._timeout)
             else:
                 sock = socket.create_connection(self._address, self._timeout)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -353,6 +353,17 @@ class Client:
             # Answers that are still to come belong to a question that nobody asks any more.
             if not is_done:
                 self.close()
+
+
+def _connected_unix(path: str, timeout: float) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class AsyncClient:

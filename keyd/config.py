@@ -7,14 +7,17 @@ default. Secrets are never in it: keys are in the sealed file, terminal keys in 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from keyd.protocol.fields import TerminalCode
+
+_LONG_HEX: Final = re.compile(r"[0-9A-Fa-f]{16,}")
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
@@ -112,7 +115,8 @@ def load_terminals(path: Path) -> dict[str, bytes]:
     try:
         file = msgspec.convert(_read_toml(path), _TerminalsFile)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        # msgspec quotes names that it does not know, and a key may stand where a name belongs.
+        raise ConfigError(f"{path}: {_LONG_HEX.sub('…', str(error))}") from None
     return {code: bytes.fromhex(terminal.key) for code, terminal in file.terminals.items()}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 UNKNOWN_METHOD: Final = "unknown"
 
 
-class Slow(NamedTuple):
+class Slow(msgspec.Struct, frozen=True, gc=False):
     """Work that leaves the tick: await it with `Dispatch.run_slow`, then send what that returns."""
 
     msgid: int | None
@@ -51,7 +51,7 @@ class Slow(NamedTuple):
     session: Session
 
 
-class _Running(NamedTuple):
+class _Running(msgspec.Struct, frozen=True, gc=False):
     """A service in the middle of its steps, and the place its outcome goes to."""
 
     place: int
@@ -59,7 +59,7 @@ class _Running(NamedTuple):
     tasks: tuple[SamTask, ...]
 
 
-class _Asked(NamedTuple):
+class _Asked(msgspec.Struct, frozen=True, gc=False):
     """A request of the tick, for the end of the pipeline: where its outcomes are and what to call it."""
 
     session: Session
@@ -189,7 +189,7 @@ class _Tick:
             at = 0
             still_running: list[_Running] = []
             for service in running:
-                place, steps, tasks = service
+                place, steps, tasks = service.place, service.steps, service.tasks
                 mine = results[at : at + len(tasks)]
                 at += len(tasks)
                 try:

@@ -70,14 +70,16 @@ class Operations:
                 connection.receive_data(await stream.receive_some(MAX_REQUEST_BYTES))
             elif isinstance(event, h11.Request):
                 status, content_type, body = self._answer(event)
-                await _respond(stream, connection, status, content_type, body)
+                await _respond(
+                    stream, connection, status, content_type, body, is_head=event.method == b"HEAD"
+                )
                 return
             elif isinstance(event, h11.ConnectionClosed):
                 return
 
     def _answer(self, request: h11.Request) -> tuple[int, str, bytes]:
-        if request.method != b"GET":
-            return 405, _TEXT, b"only GET\n"
+        if request.method not in (b"GET", b"HEAD"):
+            return 405, _TEXT, b"only GET and HEAD\n"
         path = request.target.partition(b"?")[0]
         if path == b"/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
@@ -97,6 +99,8 @@ async def _respond(
     status: int,
     content_type: str,
     body: bytes,
+    *,
+    is_head: bool = False,
 ) -> None:
     headers = [
         ("content-type", content_type),
@@ -104,6 +108,7 @@ async def _respond(
         ("connection", "close"),
     ]
     data = connection.send(h11.Response(status_code=status, headers=headers)) or b""
-    data += connection.send(h11.Data(data=body)) or b""
+    if not is_head:
+        data += connection.send(h11.Data(data=body)) or b""
     data += connection.send(h11.EndOfMessage()) or b""
     await stream.send_all(data)

@@ -5,6 +5,7 @@ The protocols are sd_listen_fds(3) and sd_notify(3); they are a few bytes each.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import Final
@@ -34,7 +35,9 @@ def notify(*states: str) -> None:
         return
     if address.startswith("@"):  # an abstract socket
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    # A supervisor that is gone, or too busy to read, must not stop keyd; it misses the sign of life by itself.
+    with socket.socket(socket.AF_UNIX, kind) as sock, contextlib.suppress(OSError):
         sock.sendto("\n".join(states).encode(), address)
 
 

@@ -152,14 +152,19 @@ class StartDaemon(Protocol):
     """Start `python -m keyd.daemon` and return once it is ready.
 
     Without "--config" among the arguments it is a development keyd on ports that the kernel chooses. `env` is
-    added to the environment, `wrapper` is put before the command. Cleaned up after the test.
+    added to the environment, `wrapper` is put before the command, and `pass_fds` stay open in it. Cleaned up
+    after the test.
 
     Raises:
         DaemonFailed: the process ended instead, or did not become ready in time.
     """
 
     def __call__(
-        self, *args: str, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+        self,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> RunningDaemon: ...
 
 
@@ -169,7 +174,10 @@ def start_daemon() -> Iterator[StartDaemon]:
     with ExitStack() as started:
 
         def start(
-            *args: str, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()
+            *args: str,
+            env: Mapping[str, str] | None = None,
+            wrapper: Sequence[str] = (),
+            pass_fds: Sequence[int] = (),
         ) -> RunningDaemon:
             if "--config" not in args:
                 args = ("--dev", "--tcp", "127.0.0.1:0", "--operations", "127.0.0.1:0", *args)
@@ -179,6 +187,7 @@ def start_daemon() -> Iterator[StartDaemon]:
             process = subprocess.Popen(
                 [*wrapper, sys.executable, "-m", "keyd.daemon", *args],
                 env=inherited | dict(env or {}),
+                pass_fds=pass_fds,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -7,23 +7,25 @@ because one of them is a PIN. The shapes are those of public interface documents
 
 from __future__ import annotations
 
+import contextlib
+import re
 from typing import TYPE_CHECKING, Final
 
 from keyd.cards import authentication, medical, messaging
 from keyd.cards.authentication import Exchange
-from keyd.cards.identity import Warned, identify
+from keyd.cards.identity import Warned, historical_of, identify
 from keyd.cards.medical import Purchase
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import BadParameter, CommandNotAllowed
-from keyd.keys.hierarchy import region_from_digits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from keyd.cards.identity import Card
     from keyd.cards.profile import AmountName, Profile
     from keyd.keys.sam import Steps
 
+_PIN: Final = re.compile(r"\A[0-9]{4,16}\Z")
 _HEX: Final = frozenset("0123456789ABCDEF")
 
 IRK: Final = "IRK"
@@ -62,6 +64,13 @@ class _Fields:
             raise BadParameter(f"field {number} is {2 * length} hex digits in upper case")
         return bytes.fromhex(text)
 
+    def bcd(self, number: int, length: int) -> bytes:
+        """Return a field of that many bytes in decimal digits."""
+        text = self.text(number)
+        if len(text) != 2 * length or not text.isascii() or not text.isdigit():
+            raise BadParameter(f"field {number} is {2 * length} decimal digits")
+        return bytes.fromhex(text)
+
     def address(self, number: int) -> int:
         return int.from_bytes(self.hex(number, 2), "big")
 
@@ -85,16 +94,18 @@ def read_card_bas(profiles: Mapping[int, Profile], text: str) -> Steps[tuple[str
         BadParameter, CardDataInconsistent and what `mutual_cryptograms` raises.
     """
     fields = _Fields(text, *_BAS_FIELDS)
-    region = region_from_digits(fields.text(1))
-    reset_text = fields.text(2)
-    reset_information = fields.hex(2, 17 if len(reset_text) == 34 else 13)
+    region = fields.bcd(1, 3).hex()
+    reset_information = fields.hex(2, 17 if len(fields.text(2)) == 34 else 13)
     algorithm = fields.algorithm(3)
     card_id = fields.hex(4, 16)
     internal_factor, internal_challenge = fields.hex(5, 8), fields.hex(6, 8)
     is_third = not (fields.is_empty(7) and fields.is_empty(8))
     # Below 3.0 the profiles differ in keys that this string does not use: the newest of them serves.
     generation = 3 if is_third else 2
-    card = identify(profiles, card_id, reset_information, algorithm, generation)
+    with _naming_field(2):
+        historical = historical_of(reset_information)
+    with _naming_field(4):
+        card = identify(profiles, card_id, historical, algorithm, generation)
     if card.region != region:
         # Keys are diversified by the card's own region; the field beside it is information only.
         card = type(card)(
@@ -133,7 +144,10 @@ def reload_pin_2(card: Card, text: str) -> Steps[str]:
     session_factor = _pin_step(card, fields)
     if fields.text(4) != _RELOAD_HEADERS[card.algorithm]:
         raise BadParameter("field 4 is 842400010C (DES) or 8424000114 (16-byte blocks)")
-    apdu = _upper((yield from messaging.pin_reload(card, session_factor, fields.text(5))))
+    pin = fields.text(5)
+    if not _PIN.match(pin):
+        raise BadParameter("field 5 is a PIN, 4 to 16 decimal digits")
+    apdu = _upper((yield from messaging.pin_reload(card, session_factor, pin)))
     if not apdu.startswith(fields.text(4)):
         # Under DES, LD and 16 digits make two blocks, and the step's header announces one.
         raise BadParameter("field 5, the PIN, has more digits than the header has room for")
@@ -197,8 +211,8 @@ def _debit(card: Card, text: str, number: bytes) -> tuple[int, Purchase]:
         personal_paid=amounts.get("personal_paid", 0),
         pooled_fund=amounts.get("pooled_fund", 0),
         type=fields.hex(6, 1)[0],
-        terminal=fields.hex(7, 6),
-        time=fields.hex(8, 7),
+        terminal=fields.bcd(7, 6),
+        time=fields.bcd(8, 7),
     )
 
 
@@ -217,6 +231,14 @@ def _require_algorithm(card: Card, algorithm: CardAlgorithm) -> None:
 def _key_name(card: Card, address: int) -> str:
     key = card.profile.keys.get(address)
     return key.name if key is not None else f"address {address:04X}"
+
+
+@contextlib.contextmanager
+def _naming_field(number: int) -> Iterator[None]:
+    try:
+        yield
+    except BadParameter as refusal:
+        raise BadParameter(f"field {number}: {refusal.detail}") from None
 
 
 def _upper(data: bytes) -> str:

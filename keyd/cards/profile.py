@@ -1,25 +1,19 @@
-"""Card profiles: what a generation of cards has and allows, read from data files.
+"""Card profiles: what a generation of cards has and allows.
 
-This is where generations differ; the services have no branch for any of them. A profile is checked as a whole
-when it is loaded, so that a wrong file is a start-up error and never a wrong answer.
+This is where generations differ; the services have no branch for any of them. Profiles are data: the files are
+read by `keyd.cards.profile_files`.
 """
 
 from __future__ import annotations
 
-import csv
 import enum
-import io
-import tomllib
-from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.errors import (
     AlgorithmNotSupported,
-    BadParameter,
     CommandNotAllowed,
     KeyNotFound,
     KeyUsageRefused,
@@ -29,7 +23,6 @@ from keyd.keys.hierarchy import CARD_DIVERSIFIERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from importlib.resources.abc import Traversable
 
 AmountName = Literal["personal_account", "personal_paid", "pooled_fund"]
 
@@ -46,7 +39,9 @@ class Use(enum.StrEnum):
     STARTING_DAY = "starting-day"
 
 
-class _KeyRow(Struct, frozen=True, forbid_unknown_fields=True):
+class KeyRow(Struct, frozen=True, forbid_unknown_fields=True):
+    """A key of a profile: what it may do, and its id on the card where that is known."""
+
     use: Use
     card_key_id: Annotated[int, Meta(ge=0, le=0xFF)] | None = None
 
@@ -69,14 +64,16 @@ class CommandRule(Struct, frozen=True, forbid_unknown_fields=True):
     method: str | None = None
 
 
-class _ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
+class ProfileFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """A profile as its file has it, extended files merged."""
+
     generation: Annotated[int, Meta(ge=1)]
     specification: str
     algorithms: tuple[Literal["DES", "SSF33", "SM4"], ...]
     card_diversifier: str
     addresses: str
     library_amounts: tuple[AmountName, ...]
-    keys: dict[str, dict[str, _KeyRow]]
+    keys: dict[str, dict[str, KeyRow]]
     applications: dict[str, str]
     files: dict[str, FileRule]
     commands: tuple[CommandRule, ...]
@@ -104,7 +101,7 @@ class ProfileKey(Struct, frozen=True):
 class Profile:
     """One generation of cards."""
 
-    def __init__(self, file: _ProfileFile, addresses: Mapping[int, ProfileKey]) -> None:
+    def __init__(self, file: ProfileFile, addresses: Mapping[int, ProfileKey]) -> None:
         self.generation: Final = file.generation
         self.specification: Final = file.specification
         self.algorithms: Final = frozenset(CardAlgorithm[name] for name in file.algorithms)
@@ -180,7 +177,7 @@ class Profile:
             raise CommandNotAllowed(f"{header.hex().upper()} is no command under secure messaging")
         if rule.method is not None and rule.method != method:
             raise CommandNotAllowed(f"{rule.name} is made by {rule.method} alone")
-        if not _names_match(rule.messaging, key.name):
+        if not names_match(rule.messaging, key.name):
             raise CommandNotAllowed(f"{rule.name} is not protected by {key.name}")
 
     def _rule(self, header: bytes) -> CommandRule | None:
@@ -191,7 +188,8 @@ class Profile:
         return None
 
 
-def _names_match(patterns: tuple[str, ...], name: str) -> bool:
+def names_match(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether a key's name is one of these, where STK* stands for every name that begins with STK."""
     return any(
         name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
         for pattern in patterns
@@ -201,91 +199,3 @@ def _names_match(patterns: tuple[str, ...], name: str) -> bool:
 def newest(profiles: Mapping[int, Profile]) -> Profile:
     """Return the latest generation's profile, which names every key there is."""
     return profiles[max(profiles)]
-
-
-def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
-    """Load every `*.toml` profile of a folder, by generation; keyd's own folder unless told.
-
-    Raises:
-        BadParameter: a profile is wrong; the sentence says which and where.
-    """
-    folder = folder or resources.files("keyd.cards") / "profiles"
-    profiles: dict[int, Profile] = {}
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if not entry.name.endswith(".toml"):
-            continue
-        profile = _load_profile(folder, entry.name)
-        if profile.generation in profiles:
-            raise BadParameter(f"{entry.name}: generation {profile.generation} is there twice")
-        profiles[profile.generation] = profile
-    return profiles
-
-
-def _load_profile(folder: Traversable, name: str) -> Profile:
-    try:
-        file = msgspec.convert(_read_merged(folder, name), _ProfileFile)
-        if file.card_diversifier not in CARD_DIVERSIFIERS:
-            raise BadParameter(f"{name}: no card diversifier is called {file.card_diversifier!r}")
-        addresses = _read_addresses(folder / file.addresses, file.keys)
-        _check_names(file)
-        return Profile(file, addresses)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, OSError, ValueError) as error:
-        raise BadParameter(f"{name}: {error}") from None
-
-
-def _read_merged(folder: Traversable, name: str) -> dict[str, Any]:
-    own = tomllib.loads((folder / name).read_text(encoding="utf-8"))
-    base_name = own.pop("extends", None)
-    if base_name is None:
-        return own
-    return _merge(_read_merged(folder, base_name), own)
-
-
-def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    # Tables are joined, everything else replaces: an extending file says only what differs.
-    merged = dict(base)
-    for key, value in own.items():
-        old = merged.get(key)
-        joined = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(cast("dict[str, Any]", old), value) if joined else value
-    return merged
-
-
-def _read_addresses(
-    file: Traversable, keys: dict[str, dict[str, _KeyRow]]
-) -> dict[int, ProfileKey]:
-    rows = {
-        name: (application, row)
-        for application, named in keys.items()
-        for name, row in named.items()
-    }
-    addresses: dict[int, ProfileKey] = {}
-    for line in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
-        if line["name"] not in rows:
-            continue  # another generation's key
-        application, row = rows[line["name"]]
-        address = int(line["address_hex"], 16)
-        if address in addresses:
-            raise BadParameter(f"address {address:04X} is there twice")
-        addresses[address] = ProfileKey(
-            address=address,
-            name=line["name"],
-            set=int(line["set"]),
-            use=row.use,
-            application=application,
-            card_key_id=row.card_key_id,
-            des_bytes=int(line["len_dec"]),
-        )
-    missing = rows.keys() - {key.name for key in addresses.values()}
-    if missing:
-        raise BadParameter(f"keys without an address: {', '.join(sorted(missing))}")
-    return addresses
-
-
-def _check_names(file: _ProfileFile) -> None:
-    known = {name for named in file.keys.values() for name in named}
-    used = [name for rule in file.commands for name in rule.messaging + rule.permission]
-    used += [name for rule in file.files.values() for name in (rule.read, rule.write) if name]
-    for name in used:
-        if not any(_names_match((name,), key) for key in known):
-            raise BadParameter(f"there is no key {name}")

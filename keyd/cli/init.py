@@ -15,7 +15,8 @@ from typing import Annotated, Final
 
 import typer
 
-from keyd.cards.profile import load_profiles, newest
+from keyd.cards.profile import newest
+from keyd.cards.profile_files import load_profiles
 from keyd.cli.common import JsonOption
 from keyd.config import ConfigError, read_passphrase
 from keyd.crypto.algorithms import CardAlgorithm

@@ -17,6 +17,10 @@ class Algorithm(enum.Enum):
     SSF33 = "SSF33"
     SM1 = "SM1"
 
+    # Members are singletons, and tables are looked up by them for every key that is made: Enum's own hash is
+    # a Python function.
+    __hash__ = object.__hash__
+
 
 class CardAlgorithm(enum.IntEnum):
     """The card's algorithm identifier (tag 86 of the FCI). A DES card has 3DES keys and single ones."""

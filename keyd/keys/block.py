@@ -66,7 +66,7 @@ def open_block(kek: SecretKey, block: KeyBlock) -> tuple[KeyHeader, SecretKey]:
     """
     try:
         header = _decode_header(block.header)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):  # bad UTF-8 is a ValueError of its own
         raise KeyNotAuthentic("the key block's header cannot be read") from None
     if header.algorithm not in KEY_BYTES:
         raise KeyNotAuthentic("the key block's algorithm is unknown")

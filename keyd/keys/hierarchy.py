@@ -52,7 +52,7 @@ def region_from_card_id(card_id: bytes) -> Region:
         BadParameter: they are not decimal digits.
     """
     digits = card_id[:3].hex()
-    if not digits.isdigit():
+    if len(digits) != 6 or not digits.isdigit():
         raise BadParameter("the card identifier does not begin with six decimal digits")
     return Region(digits)
 

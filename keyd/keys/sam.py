@@ -30,37 +30,44 @@ class CardKeyRef(Struct, frozen=True, gc=False):
     region: Region
     diversifier: bytes
 
+    def __repr__(self) -> str:
+        return f"<CardKeyRef {self.address:04X} {self.algorithm.name} {self.region}>"
 
-class CryptogramTask(Struct, frozen=True, gc=False):
+
+class _Task(Struct, frozen=True, gc=False):
+    key: CardKeyRef
+
+    def __repr__(self) -> str:
+        # Its data may be a PIN on its way to a card.
+        return f"<{type(self).__name__} {self.key!r}>"
+
+
+class CryptogramTask(_Task, frozen=True, gc=False):
     """Derive a session key and make the cryptogram over a challenge: 8 bytes."""
 
-    key: CardKeyRef
     session_factor: bytes
     challenge: bytes
 
 
-class ProtectTask(Struct, frozen=True, gc=False):
+class ProtectTask(_Task, frozen=True, gc=False):
     """Derive a session key and put a command under secure messaging: the ready APDU."""
 
-    key: CardKeyRef
     session_factor: bytes
     header: bytes
     plaintext: bytes
     encrypt: bool
 
 
-class MacTask(Struct, frozen=True, gc=False):
+class MacTask(_Task, frozen=True, gc=False):
     """Derive a session key and make a transaction MAC: 4 bytes."""
 
-    key: CardKeyRef
     session_factor: bytes
     data: bytes
 
 
-class TacTask(Struct, frozen=True, gc=False):
+class TacTask(_Task, frozen=True, gc=False):
     """Make a transaction authentication code under the card key itself: 4 bytes."""
 
-    key: CardKeyRef
     data: bytes
 
 

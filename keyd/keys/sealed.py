@@ -61,7 +61,7 @@ def unseal(data: bytes, passphrase: bytes) -> list[tuple[KeyHeader, SecretKey]]:
         raise KeyFileUnusable("it is no sealed key file of this version")
     try:
         content = msgspec.msgpack.decode(body[len(MAGIC) :], type=_Body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):  # bad UTF-8 is a ValueError of its own
         raise KeyFileUnusable("the sealed key file is damaged") from None
     kek, mac_key = keys_from_passphrase(passphrase, content.salt)
     if not compare_digest(hmac_sm3(mac_key, body), mac):

@@ -8,6 +8,7 @@ methods mean: it only frames.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final, NamedTuple, NoReturn
 
 import msgpack
@@ -42,7 +43,7 @@ encode: Final = _ENCODER.encode
 encode_into: Final = _ENCODER.encode_into
 
 
-class Ask(NamedTuple):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One request. `msgid` is None for a notification, which cannot be answered by number."""
 
     msgid: int | None
@@ -149,10 +150,10 @@ class ServerConnection:
                 been returned.
         """
         asks: list[Ask] = []
-        next_message = self._reader.next_untrusted
+        reader = self._reader
         try:
-            while len(asks) < limit:
-                asks.append(_ask_from_untrusted(next_message()))
+            while len(asks) < limit and (reader.has_partial or reader.is_broken):
+                asks.append(_ask_from_untrusted(reader.next_untrusted()))
         except msgpack.OutOfData:
             pass
         except RemoteProtocolError:
@@ -218,22 +219,35 @@ class ClientConnection:
         """Take what keyd sent and return the answers that are whole.
 
         Raises:
-            RemoteProtocolError: keyd sent something else than answers.
+            RemoteProtocolError: keyd sent something else than answers; the good ones before it have been
+                returned.
         """
+        reader = self._reader
         answers: list[Answer] = []
-        for start in range(0, len(data), MAX_CHUNK):
-            self._reader.feed_untrusted(data[start : start + MAX_CHUNK])
-            try:
-                while True:
-                    answers.append(_answer_from_untrusted(self._reader.next_untrusted()))
-            except msgpack.OutOfData:
-                continue
+        try:
+            # Once at least, so that a connection that is broken says so whatever is received.
+            for start in range(0, len(data) or 1, MAX_CHUNK):
+                reader.feed_untrusted(data[start : start + MAX_CHUNK])
+                with contextlib.suppress(msgpack.OutOfData):
+                    while reader.has_partial or reader.is_broken:
+                        answers.append(_answer_from_untrusted(reader.next_untrusted()))
+        except RemoteProtocolError:
+            # The good ones come first; the next call raises again, since the reader stays broken.
+            reader.is_broken = True
+            if not answers:
+                raise
         return answers
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether keyd's words stopped making sense: the next call for answers raises."""
+        return self._reader.is_broken
 
 
 def _ask_from_untrusted(message: Any) -> Ask:
-    if type(message) is not list or not message:
-        raise RemoteProtocolError("a message is an array")
+    # Types are compared, not values: in Python, False is 0 and 2.0 is 2.
+    if type(message) is not list or not message or type(message[0]) is not int:
+        raise RemoteProtocolError("a message is an array that begins with its kind")
     if message[0] == NOTIFICATION and len(message) == 3:
         _, method, params = message
         msgid = None
@@ -251,7 +265,9 @@ def _ask_from_untrusted(message: Any) -> Ask:
 
 
 def _answer_from_untrusted(message: Any) -> Answer:
-    if type(message) is not list or len(message) != 4 or message[0] != ANSWER:
+    if type(message) is not list or len(message) != 4 or type(message[0]) is not int:
+        raise RemoteProtocolError("an answer is [1, msgid, error, result]")
+    if message[0] != ANSWER:
         raise RemoteProtocolError("an answer is [1, msgid, error, result]")
     _, msgid, error, result = message
     if msgid is not None and type(msgid) is not int:

@@ -33,9 +33,7 @@ class Response(Message, frozen=True):
     """What a command answers. A client tolerates fields that a newer keyd has appended."""
 
 
-class Request(
-    Struct, Generic[ResponseT_co], array_like=True, frozen=True, forbid_unknown_fields=True
-):
+class Request(Message, Generic[ResponseT_co], frozen=True, forbid_unknown_fields=True):
     """What a command is asked with; the parameter names the response type.
 
     Fields are positional on the wire: they are only ever appended, and with defaults. keyd refuses fields

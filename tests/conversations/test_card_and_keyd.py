@@ -16,7 +16,8 @@ import msgpack
 import msgspec
 import pytest
 
-from keyd.cards.profile import load_profiles, newest
+from keyd.cards.profile import newest
+from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.crypto.selftest import run_selftest
 from keyd.dispatch import Dispatch, Slow

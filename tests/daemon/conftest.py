@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgpack
 import pytest
 
-from keyd.cards.profile import load_profiles, newest
+from keyd.cards.profile import newest
+from keyd.cards.profile_files import load_profiles
 from keyd.client import parse_address
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.keys import sealed

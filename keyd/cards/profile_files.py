@@ -1,0 +1,144 @@
+"""Profiles read from a folder: TOML files, which may extend each other, and the table of key addresses (CSV).
+
+A profile is checked as a whole when it is loaded, so that a wrong file is one sentence at the start and never a
+wrong answer later.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tomllib
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from keyd.cards.profile import KeyRow, Profile, ProfileFile, ProfileKey, names_match
+from keyd.errors import BadParameter
+from keyd.keys.hierarchy import CARD_DIVERSIFIERS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from importlib.resources.abc import Traversable
+
+
+class _AddressRow(Struct, frozen=True):
+    """A line of the table of key addresses, as text. Columns that keyd does not use are let be."""
+
+    address_hex: Annotated[str, Meta(pattern=r"\A[0-9A-F]{4}\Z")]
+    len_dec: Annotated[str, Meta(pattern=r"\A0?(8|16)\Z")]
+    set: Annotated[str, Meta(pattern=r"\A0?[1-3]\Z")]
+    name: Annotated[str, Meta(min_length=1)]
+
+
+def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
+    """Load every `*.toml` profile of a folder, by generation; keyd's own folder unless told.
+
+    Raises:
+        BadParameter: a profile is wrong; the sentence says which and where.
+    """
+    folder = folder or resources.files("keyd.cards") / "profiles"
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    except OSError as error:
+        raise BadParameter(f"the profiles in {folder} cannot be read: {error.strerror}") from None
+    if not names:
+        raise BadParameter(f"there is no profile in {folder}")
+    profiles: dict[int, Profile] = {}
+    for name in names:
+        try:
+            profile = _load_profile(folder, name)
+            if profile.generation in profiles:
+                raise ValueError(f"generation {profile.generation} is there twice")  # noqa: TRY301
+        except (ValueError, OSError, msgspec.ValidationError) as error:
+            raise BadParameter(f"{name}: {error}") from None
+        profiles[profile.generation] = profile
+    return profiles
+
+
+def _load_profile(folder: Traversable, name: str) -> Profile:
+    file = msgspec.convert(_read_merged(folder, name, ()), ProfileFile)
+    if file.card_diversifier not in CARD_DIVERSIFIERS:
+        raise ValueError(f"no card diversifier is called {file.card_diversifier!r}")
+    _check_names(file)
+    return Profile(file, _read_addresses(folder / file.addresses, file.keys))
+
+
+def _read_merged(folder: Traversable, name: str, extending: tuple[str, ...]) -> dict[str, Any]:
+    if name in extending:
+        raise ValueError(f"{' extends '.join((*extending, name))}")
+    own = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+    base_name = own.pop("extends", None)
+    if base_name is None:
+        return own
+    if not isinstance(base_name, str):
+        raise ValueError("extends names a file")  # noqa: TRY004 - of the user's, not of ours
+    return _merge(_read_merged(folder, base_name, (*extending, name)), own)
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    # Tables are joined, everything else replaces: an extending file says only what differs.
+    merged = dict(base)
+    for key, value in own.items():
+        old = merged.get(key)
+        joined = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(cast("dict[str, Any]", old), value) if joined else value
+    return merged
+
+
+def _read_addresses(
+    file: Traversable, keys: Mapping[str, Mapping[str, KeyRow]]
+) -> dict[int, ProfileKey]:
+    places = {
+        name: (application, key)
+        for application, named in keys.items()
+        for name, key in named.items()
+    }
+    addresses: dict[int, ProfileKey] = {}
+    lines = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))
+    for number, line in enumerate(lines, 2):
+        try:
+            row = msgspec.convert(line, _AddressRow)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{file.name}, line {number}: {error}") from None
+        if row.name not in places:
+            continue  # another generation's key
+        application, key = places[row.name]
+        address = int(row.address_hex, 16)
+        if address in addresses:
+            raise ValueError(f"{file.name}, line {number}: address {address:04X} is there twice")
+        addresses[address] = ProfileKey(
+            address=address,
+            name=row.name,
+            set=int(row.set),
+            use=key.use,
+            application=application,
+            card_key_id=key.card_key_id,
+            des_bytes=int(row.len_dec),
+        )
+    missing = places.keys() - {key.name for key in addresses.values()}
+    if missing:
+        raise ValueError(f"keys without an address: {', '.join(sorted(missing))}")
+    return addresses
+
+
+def _check_names(file: ProfileFile) -> None:
+    names = [name for named in file.keys.values() for name in named]
+    _require_single("key", names)
+    _require_single("prefix", [rule.prefix for rule in file.commands])
+    used = [name for rule in file.commands for name in rule.messaging + rule.permission]
+    used += [name for rule in file.files.values() for name in (rule.read, rule.write) if name]
+    for name in used:
+        if not any(names_match((name,), key) for key in names):
+            raise ValueError(f"there is no key {name}")
+    for rule in file.files.values():
+        if rule.application not in file.applications:
+            raise ValueError(f"there is no application {rule.application}")
+
+
+def _require_single(what: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what} {name} is there twice")

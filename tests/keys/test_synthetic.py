@@ -1,0 +1,80 @@
+"""Synthetic roots are the same everywhere and for ever, each differs from all others, and they say what they are."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from keyd.crypto.algorithms import IN_SOFTWARE, KEY_BYTES, Algorithm
+from keyd.crypto.sm3 import sm3
+from keyd.keys.block import KeyPlace
+from keyd.keys.roots import generate, synthetic
+from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root, synthetic_terminal_key
+
+# Simulators in the field were made with these: they never change.
+FROZEN: Final = {
+    (0x0170, Algorithm.SM4): "AF5BC53123E1FAB0E34224578253D03E",
+    (0x0170, Algorithm.TDES): "EBD85BB461A011B2344BF29EB2D2D3E2",
+    (0x0173, Algorithm.DES): "F942777F5754AD41",
+}
+
+
+@pytest.mark.parametrize(("address", "algorithm"), FROZEN)
+def test_a_root_is_the_frozen_one(address: int, algorithm: Algorithm) -> None:
+    frozen = FROZEN[address, algorithm]
+    assert synthetic_root(address, algorithm).hex().upper() == frozen
+
+
+def test_a_root_is_the_documented_digest() -> None:
+    label = b"keyd synthetic root: public, never for a real card"
+    assert synthetic_root(0x0170, Algorithm.SM4) == sm3(label + b"\x01\x70" + b"SM4")[:16]
+    label = b"keyd synthetic terminal key: public, never for a real terminal"
+    assert synthetic_terminal_key("T-0001") == sm3(label + b"T-0001")[:16]
+
+
+def test_every_root_is_another() -> None:
+    roots = {
+        synthetic_root(address, algorithm)[:8]
+        for address in range(0x200)
+        for algorithm in IN_SOFTWARE
+    }
+    assert len(roots) == 0x200 * len(IN_SOFTWARE)
+
+
+def test_every_terminal_key_is_another() -> None:
+    keys = {synthetic_terminal_key(f"T-{number}") for number in range(100)}
+    assert len(keys) == 100
+    assert {len(key) for key in keys} == {16}
+
+
+def places() -> list[KeyPlace]:
+    return [
+        KeyPlace(0x0170, "IRK", 1, Algorithm.SM4),
+        KeyPlace(0x0171, "IRK", 2, Algorithm.TDES),
+        KeyPlace(0x0173, "STKSSSE", 1, Algorithm.DES),
+    ]
+
+
+def test_synthetic_keys_stand_where_they_were_wanted() -> None:
+    keys = synthetic(places())
+    for place, (header, key) in zip(places(), keys, strict=True):
+        assert (header.address, header.name, header.set) == (place.address, place.name, place.set)
+        assert header.algorithm is key.algorithm is place.algorithm
+        assert header.levels == SYNTHETIC_LEVELS == 3
+        assert header.kcv == key.kcv()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_generated_keys_take_as_many_random_bytes_as_they_have(levels: int) -> None:
+    asked: list[int] = []
+
+    def random_bytes(size: int) -> bytes:
+        asked.append(size)
+        return sm3(bytes([len(asked)]))[:size]
+
+    keys = generate(places(), levels, random_bytes)
+    assert asked == [KEY_BYTES[place.algorithm] for place in places()]
+    assert {header.levels for header, _ in keys} == {levels}
+    assert len({key.kcv() for _, key in keys}) == 3
+    assert all(header.kcv == key.kcv() for header, key in keys)
