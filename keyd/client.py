@@ -138,7 +138,9 @@ class _Conversation:
                 read = self._expected.pop(msgid)
                 results[msgid] = answer.refusal or read(answer.result)
             if self._connection.is_broken and len(results) < len(calls):
-                self._connection.receive_data_untrusted(b"")  # raises: what is missing will not come
+                self._connection.receive_data_untrusted(
+                    b""
+                )  # raises: what is missing will not come
             room = MAX_PIPELINED - len(self._expected)
             to_send = self._send_more(waiting, order, room)
         return [results[msgid] for msgid in order]

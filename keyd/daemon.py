@@ -73,10 +73,16 @@ class StartError(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the daemon until it is told to end; return the exit status."""
+    """Run the daemon until it is told to end; return the exit status.
+
+    0 after a drain, 78 if starting again would change nothing (configuration, keys, self-test), 1 if it might.
+    """
     try:
         daemon = _start(_parse(arguments))
-    except (ConfigError, StartError, Refusal) as error:
+    except (ConfigError, Refusal) as error:
+        sys.stderr.write(f"keyd: {error}\n")
+        return os.EX_CONFIG
+    except StartError as error:
         sys.stderr.write(f"keyd: {error}\n")
         return 1
     trio.run(daemon.run)
@@ -119,7 +125,9 @@ class Daemon:
                 nursery.start_soon(self._heed, signals, nursery)
                 nursery.start_soon(self._feed_watchdog)
                 if self._operations_socket is not None:
-                    operations = Operations(self._meter.registry, self._unready_because)
+                    operations = Operations(
+                        self._meter.registry, self._unready_because, self._events
+                    )
                     listener = trio.SocketListener(
                         trio.socket.from_stdlib_socket(self._operations_socket)
                     )
@@ -251,7 +259,7 @@ def _start(options: argparse.Namespace) -> Daemon:
         random_bytes=secrets.token_bytes,
     )
     _allow_descriptors(config.limits.connections)
-    listeners = systemd.inherited_sockets() or _listen(config.listen)
+    listeners = _inherited() or _listen(config.listen)
     if not listeners:
         raise StartError("there is nothing to listen on: set listen.tcp or listen.unix")
     if options.dev or not config.listen.allow_plain_tcp:
@@ -312,6 +320,13 @@ def _allow_descriptors(connections: int) -> None:
             f"{hard}: raise LimitNOFILE= or lower limits.connections"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _inherited() -> list[socket.socket]:
+    try:
+        return systemd.inherited_sockets()
+    except (ValueError, OSError) as error:
+        raise StartError(f"the sockets that were handed over cannot be used: {error}") from None
 
 
 def _listen(listen: Listen) -> list[socket.socket]:

@@ -469,7 +469,8 @@ class Hub:
         if len(self._peers) >= self.limits.connections:
             _tell(sock, Overloaded("keyd has as many connections as it may"))
             sock.close()
-            self._events.warning("connection_refused", reason="limit")
+            self._meter.connections_refused.inc()
+            self._events.peer("connection_refused", reason="limit")
             return
         is_unix = sock.family == socket.AF_UNIX
         if not is_unix:
@@ -482,7 +483,7 @@ class Hub:
         self._epoll.register(peer.fd, select.EPOLLIN)
         self._fresh[peer] = peer.arrived + self.limits.first_message_seconds
         self._meter.opened()
-        self._events.info(
+        self._events.peer(
             "connection_opened", connection=peer.session.number, source=_source(sock, is_unix)
         )
 
@@ -527,7 +528,7 @@ class Hub:
         peer.out.clear()
         self._meter.closed(reason)
         terminal = peer.session.terminal
-        self._events.info(
+        self._events.peer(
             "connection_closed",
             connection=peer.session.number,
             reason=reason,
@@ -535,6 +536,7 @@ class Hub:
         )
 
     def _close_all(self) -> None:
+        self._events.say_left_out()
         for peer in list(self._peers.values()):
             self._close(peer, "stopped")
         for listener in self._listeners.values():
@@ -552,6 +554,7 @@ class Hub:
 
     def _sweep(self) -> None:
         now = self._clock()
+        self._events.say_left_out()
         if self._accept_again_at is not None and now >= self._accept_again_at:
             self._resume_accepting()
         for peer in _expired(self._fresh, now):

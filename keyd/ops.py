@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
+    from keyd.telemetry import Events
+
 # A scrape's request is some hundred bytes.
 MAX_REQUEST_BYTES: Final = 8 * 1024
 
@@ -33,8 +35,9 @@ class Operations:
     """Answers the operations port."""
 
     def __init__(
-        self, registry: CollectorRegistry, unready_because: Callable[[], str | None]
+        self, registry: CollectorRegistry, unready_because: Callable[[], str | None], events: Events
     ) -> None:
+        self._events = events
         self._registry = registry
         self._unready_because = unready_because
         self._connections = 0
@@ -53,6 +56,8 @@ class Operations:
                 await self._converse(stream)
         except (trio.BrokenResourceError, h11.ProtocolError):
             pass  # the other side went away or does not speak HTTP; neither is our news
+        except Exception as error:  # noqa: BLE001 - a bug here must not end the daemon
+            self._events.bug("operations_failed", error)
         finally:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
@@ -106,6 +111,7 @@ async def _respond(
         ("content-type", content_type),
         ("content-length", str(len(body))),
         ("connection", "close"),
+        ("allow", "GET, HEAD"),
     ]
     data = connection.send(h11.Response(status_code=status, headers=headers)) or b""
     if not is_head:

@@ -14,7 +14,11 @@ _FIRST_FD: Final = 3
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd opened for this process, if it did."""
+    """Return the listening sockets that systemd opened for this process, if it did.
+
+    Raises:
+        ValueError, OSError: what was handed over is no listening stream socket.
+    """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(os.environ.get("LISTEN_FDS", "0"))
@@ -24,7 +28,11 @@ def inherited_sockets() -> list[socket.socket]:
     sockets = []
     for fd in range(_FIRST_FD, _FIRST_FD + count):
         os.set_inheritable(fd, False)
-        sockets.append(socket.socket(fileno=fd))
+        sock = socket.socket(fileno=fd)
+        is_stream = sock.type == socket.SOCK_STREAM
+        if not is_stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError(f"file descriptor {fd} is no listening stream socket")
+        sockets.append(sock)
     return sockets
 
 

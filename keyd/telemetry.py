@@ -36,8 +36,9 @@ SECONDS_BUCKETS: Final = (
 )
 BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-# A flood of refusals must not become a flood of log lines; what is left out is counted and said.
-MAX_REFUSAL_LINES_PER_SECOND: Final = 100
+# What peers cause (refusals, connections) must not become a flood of log lines; what is left out is counted
+# and said.
+MAX_PEER_LINES_PER_SECOND: Final = 100
 
 
 class _Histogram(Collector):
@@ -105,6 +106,9 @@ class Meter:
         )
         self._connections_closed = Counter(
             "keyd_connections_closed", "Client connections closed.", ["reason"], registry=registry
+        )
+        self.connections_refused = Counter(
+            "keyd_connections_refused", "Connections beyond the limit.", registry=registry
         )
         self.accept_errors = Counter(
             "keyd_accept_errors", "Times that accepting a connection failed.", registry=registry
@@ -192,18 +196,27 @@ class Events:
         """Log a fault of keyd's own, with its whole traceback. The peer learns INTERNAL and no more."""
         self._log.error(event, exc_info=error, **nouns)
 
-    def refused(self, method: str, refusal: Refusal, message: Struct | None, **nouns: Any) -> None:
-        """Log a refusal, unless there were too many this second."""
+    def peer(self, event: str, **nouns: Any) -> None:
+        """Log something that a peer caused, unless peers caused too much this second."""
         second = int(self._clock())
         if second != self._second:
-            if self._left_out:
-                self._log.warning("refusals_not_logged", count=self._left_out)
-            self._second, self._lines, self._left_out = second, 0, 0
-        if self._lines >= MAX_REFUSAL_LINES_PER_SECOND:
+            self.say_left_out()
+            self._second, self._lines = second, 0
+        if self._lines >= MAX_PEER_LINES_PER_SECOND:
             self._left_out += 1
             return
         self._lines += 1
-        self._log.info(
+        self._log.info(event, **nouns)
+
+    def say_left_out(self) -> None:
+        """Say how many lines were left out since this was last said, if any were."""
+        if self._left_out:
+            self._log.warning("lines_left_out", count=self._left_out)
+            self._left_out = 0
+
+    def refused(self, method: str, refusal: Refusal, message: Struct | None, **nouns: Any) -> None:
+        """Log a refusal."""
+        self.peer(
             "refused",
             method=method,
             status=refusal.status.name,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RANDOM = ("daemon.random", 8)
 
 
-def start_and_fail(*arguments: str) -> str:
+def start_and_fail(*arguments: str, status: int = os.EX_CONFIG) -> str:
     """Start a daemon that must not start; return what it says."""
     ended = subprocess.run(
         [sys.executable, "-m", "keyd.daemon", *arguments],
@@ -38,7 +38,7 @@ def start_and_fail(*arguments: str) -> str:
         timeout=30,
         check=False,
     )
-    assert ended.returncode == 1, ended
+    assert ended.returncode == status, ended
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("keyd: ")
@@ -51,16 +51,16 @@ def start_and_fail(*arguments: str) -> str:
 def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert f"cannot listen on {address}" in start_and_fail("--dev", "--tcp", address)
+        assert f"cannot listen on {address}" in start_and_fail("--dev", "--tcp", address, status=1)
 
 
 @pytest.mark.parametrize("address", ["nonsense", ":1", "127.0.0.1:", "127.0.0.1:99999", "a b:1"])
 def test_an_address_that_is_none_is_said(address: str) -> None:
-    assert address.rpartition(":")[0] in start_and_fail("--dev", "--tcp", address)
+    assert address.rpartition(":")[0] in start_and_fail("--dev", "--tcp", address, status=1)
 
 
 def test_a_plain_line_beyond_loopback_is_refused() -> None:
-    assert "not a loopback address" in start_and_fail("--dev", "--tcp", "0.0.0.0:0")
+    assert "not a loopback address" in start_and_fail("--dev", "--tcp", "0.0.0.0:0", status=1)
 
 
 def test_missing_and_broken_files_are_said(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_stale_unix_socket_is_replaced_and_a_living_one_is_not(
 ) -> None:
     path = tmp_path / "keyd.sock"
     first = start_daemon("--unix", str(path))
-    said = start_and_fail("--dev", "--tcp", "127.0.0.1:0", "--unix", str(path))
+    said = start_and_fail("--dev", "--tcp", "127.0.0.1:0", "--unix", str(path), status=1)
     assert "another process is listening" in said
     assert raw(first.unix).ask("daemon.status")[2] is None
     first.terminate(signal.SIGKILL)

@@ -29,7 +29,7 @@ from keyd.keys.synthetic import synthetic_root, synthetic_terminal_key
 from keyd.ops import MAX_CONNECTIONS, MAX_REQUEST_BYTES, REQUEST_SECONDS, Operations
 from keyd.protocol.commands import BATCHES, TABLE
 from keyd.protocol.messages.daemon import AskRandom
-from keyd.telemetry import MAX_REFUSAL_LINES_PER_SECOND
+from keyd.telemetry import MAX_PEER_LINES_PER_SECOND, Events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -296,7 +296,7 @@ def eventually(is_so: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 @pytest.mark.parametrize("pause", [1.0, 60.0], ids=["a byte a second", "silence"])
 async def test_a_slow_request_is_cut_off(autojump_clock: trio.abc.Clock, pause: float) -> None:
-    operations = Operations(CollectorRegistry(), lambda: None)
+    operations = Operations(CollectorRegistry(), lambda: None, Events(time.monotonic))
     client, server = memory_stream_pair()
     started = trio.current_time()
 
@@ -315,7 +315,7 @@ async def test_a_slow_request_is_cut_off(autojump_clock: trio.abc.Clock, pause: 
 
 
 async def test_a_reader_that_does_not_read_is_cut_off(autojump_clock: trio.abc.Clock) -> None:
-    operations = Operations(CollectorRegistry(), lambda: None)
+    operations = Operations(CollectorRegistry(), lambda: None, Events(time.monotonic))
     client, server = memory_stream_pair()
 
     async def never() -> None:
@@ -372,7 +372,7 @@ def test_every_refusal_is_one_line(daemon: RunningDaemon, raw: Connect) -> None:
 
 
 def test_a_flood_of_refusals_is_no_flood_of_lines(daemon: RunningDaemon, raw: Connect) -> None:
-    times = 20 * MAX_REFUSAL_LINES_PER_SECOND
+    times = 20 * MAX_PEER_LINES_PER_SECOND
     peer = raw(daemon.address)
     started = time.monotonic()
     for _ in range(times):
@@ -387,9 +387,9 @@ def test_a_flood_of_refusals_is_no_flood_of_lines(daemon: RunningDaemon, raw: Co
     assert daemon.terminate() == 0
     logged = len(refused(daemon))
     left_out = sum(
-        line["count"] for line in daemon.log_lines() if line["event"] == "refusals_not_logged"
+        line["count"] for line in daemon.log_lines() if line["event"] == "lines_left_out"
     )
-    assert logged <= MAX_REFUSAL_LINES_PER_SECOND * seconds
+    assert logged <= MAX_PEER_LINES_PER_SECOND * seconds
     assert left_out > 0
     assert logged + left_out == times + 1
 
@@ -601,8 +601,8 @@ def emitted_events() -> Iterator[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("debug", "info", "warning", "error", "bug")
-                and ast.unparse(node.func.value).endswith(("events", "_log"))
+                and node.func.attr in ("debug", "info", "warning", "error", "bug", "peer")
+                and ast.unparse(node.func.value).endswith(("events", "_log", "self"))
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
             ):

@@ -40,7 +40,7 @@ def multiply(k: int, point: bytes) -> bytes:
 def maybe_add(left: bytes, right: bytes) -> bytes | None:
     """Return left + right, 65 bytes, or None where the sum is infinity."""
     jacobian = left[1:].hex() + "1"
-    if left == right:
+    if left == right:  # noqa: SIM108 - two sentences of reasons do not fit into one expression
         # gmssl's addition of a point to itself gives 0, 0, 0.
         total = _FORMULAS._double_point(jacobian)  # noqa: SLF001 - gmssl has no public name for it
     else:
