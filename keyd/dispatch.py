@@ -25,7 +25,7 @@ from keyd.errors import (
     Status,
 )
 from keyd.handlers import HANDLERS
-from keyd.protocol.commands import BATCHES, MAX_BATCH, TABLE, Command, Cost, Role
+from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
 from keyd.protocol.connection import answer_bytes, refusal_bytes, refusal_on_wire
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ class _Tick:
         except StopIteration as stop:
             outcome = stop.value
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
-            outcome = self._bug(error, command.method)
+            self._events.bug("handler_failed", error, method=command.method)
+            outcome = Internal()
         self._put(outcome, request)
 
     def _authorise(self, session: Session, command: Command) -> None:
@@ -180,27 +181,42 @@ class _Tick:
 
     def compute(self) -> None:
         """Hand all tasks to the Sam as one batch, and its results back, until every service is done."""
-        running = self._running
-        while running:
+        while self._running:
+            running, self._running = self._running, []
             batch: list[SamTask] = []
             for service in running:
                 batch += service.tasks
-            results = self._services.sam.compute(batch)
+            try:
+                results = self._services.sam.compute(batch)
+            except Exception:  # noqa: BLE001 - whose fault it was is found, and logged, one by one
+                for service in running:
+                    self._compute_alone(service)
+                continue
             at = 0
-            still_running: list[_Running] = []
             for service in running:
-                place, steps, tasks = service.place, service.steps, service.tasks
-                mine = results[at : at + len(tasks)]
-                at += len(tasks)
-                try:
-                    still_running.append(_Running(place, steps, _resume(steps, mine)))
-                except StopIteration as stop:
-                    self._outcomes[place] = stop.value
-                except Refusal as refusal:
-                    self._outcomes[place] = refusal
-                except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
-                    self._outcomes[place] = self._bug(error, type(self._requests[place]).__name__)
-            running = still_running
+                end = at + len(service.tasks)
+                self._advance(service, results[at:end])
+                at = end
+
+    def _compute_alone(self, service: _Running) -> None:
+        try:
+            results = self._services.sam.compute(service.tasks)
+        except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+            self._outcomes[service.place] = self._bug(error, service.place)
+        else:
+            self._advance(service, results)
+
+    def _advance(self, service: _Running, results: list[bytes | Refusal]) -> None:
+        """Give a service its results and take it to the next thing it needs, or to its answer."""
+        place, steps = service.place, service.steps
+        try:
+            self._running.append(_Running(place, steps, _resume(steps, results)))
+        except StopIteration as stop:
+            self._outcomes[place] = stop.value
+        except Refusal as refusal:
+            self._outcomes[place] = refusal
+        except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+            self._outcomes[place] = self._bug(error, place)
 
     def finish(self, meter: Meter) -> list[bytes | Slow]:
         """Measure, log and encode."""
@@ -249,10 +265,12 @@ class _Tick:
         if self._asked and self._events.wants_answered(len(self._asked)):
             asked = self._asked[-1]
             request = self._requests[-1]
-            if request is not None and not isinstance(self._outcomes[-1], Refusal):
+            if request is not None and not isinstance(self._outcomes[-1], Refusal | Slow):
                 self._events.answered(asked.method, request, **_who(asked.session))
 
-    def _bug(self, error: Exception, method: str) -> Internal:
+    def _bug(self, error: Exception, place: int) -> Internal:
+        request = self._requests[place]
+        method = BY_REQUEST[type(request)].method if request is not None else UNKNOWN_METHOD
         self._events.bug("handler_failed", error, method=method)
         return Internal()
 
