@@ -6,7 +6,6 @@ import os
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 
 from keyd import __version__
@@ -72,7 +71,7 @@ def main() -> None:
         app(prog_name="keyd")
     except (Refusal, ConnectionLost, ConfigError, RemoteProtocolError, LocalProtocolError) as error:
         name = error.status.name + ": " if isinstance(error, Refusal) else ""
-        click.echo(f"keyd: {name}{error}", err=True)
+        typer.echo(f"keyd: {name}{error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
