@@ -1,0 +1,41 @@
+"""The client: typed requests in, typed responses out, in a synchronous and a trio flavour.
+
+    from keyd.client import Client, Enrolment
+    from keyd.protocol.fields import CardIdentity
+    from keyd.protocol.messages.card import InternalAuthenticate
+
+    enrolment = Enrolment("DESK-0001", terminal_key)
+    with Client("127.0.0.1:7170", enrolment) as keyd:
+        card = CardIdentity(card_id, historical)
+        keyd.ask(InternalAuthenticate(card, session_factor, challenge, cryptogram))
+        print("genuine")  # a forged card raises keyd.errors.CardNotAuthentic
+
+`ask` sends one request, `ask_all` pipelines many and returns a response or a Refusal for each, `ask_batch`
+puts many of one kind into one message. A refusal is raised as the class that keyd raised. Both flavours share
+`keyd.client.conversation`, which does no I/O.
+
+A line that cannot be had is tried again with growing pauses. A line that was open and has broken since, as
+an idle one does, is opened again, the terminal authenticated anew and the question asked once more: nothing
+that keyd answers changes anything in keyd, so asking again is safe. If that fails too, `ConnectionLost` is
+raised.
+"""
+
+from keyd.client.blocking import Client
+from keyd.client.conversation import (
+    MAX_PIPELINED,
+    Backoff,
+    ConnectionLost,
+    Enrolment,
+    parse_address,
+)
+from keyd.client.on_trio import AsyncClient
+
+__all__ = [
+    "MAX_PIPELINED",
+    "AsyncClient",
+    "Backoff",
+    "Client",
+    "ConnectionLost",
+    "Enrolment",
+    "parse_address",
+]
