@@ -89,7 +89,7 @@ class Dispatch:
     async def run_slow(self, slow: Slow) -> bytes:
         """Do the work that left the tick, and return its answer."""
         handler: Callable[..., Awaitable[Response]] = HANDLERS[slow.command.request]  # type: ignore[assignment]
-        # A command whose cost is SLOW has an async handler; tests/test_handlers.py sees to it.
+        # A command whose cost is SLOW has an async handler; tests/protocol/test_commands.py sees to it.
         outcome: Response | Refusal
         try:
             outcome = await handler(slow.request, slow.session, self._services)

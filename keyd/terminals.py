@@ -103,6 +103,8 @@ class Terminals:
         """
         challenge, session.challenge = session.challenge, None
         session.terminal = None
+        if session.must_close:
+            raise TerminalNotAuthentic  # too late: the line is about to be cut
         if challenge is None or now > challenge.deadline:
             raise ChallengeExpired
         enrolled = self._terminals.get(challenge.code)

@@ -257,8 +257,10 @@ def test_a_success_between_failures_counts_anew(terminals: Terminals, session: S
 def test_a_line_to_be_cut_stays_so(terminals: Terminals, session: Session) -> None:
     for _ in range(MAX_FAILURES):
         fail(terminals, session)
-    prove(terminals, session)
+    with pytest.raises(TerminalNotAuthentic):
+        prove(terminals, session)
     assert session.must_close
+    assert session.terminal is None
 
 
 def test_failures_are_each_connections_own(terminals: Terminals, session: Session) -> None:

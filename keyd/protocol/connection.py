@@ -26,8 +26,10 @@ MAX_ANSWER: Final = 256 * 1024
 # A driver reads at most this much at once, so a connection never holds more than MAX_MESSAGE + MAX_CHUNK.
 MAX_CHUNK: Final = 64 * 1024
 
-# The longest array that a message honestly holds is a batch (256) or the list of keys (up to 465).
-MAX_ARRAY: Final = 1024
+# The longest array in a request is a batch, of 256; one that is somewhat too long is refused by its command and
+# not as malformed. In an answer the longest is the list of keys (up to 465).
+MAX_ARRAY: Final = 512
+MAX_ANSWER_ARRAY: Final = 1024
 
 # The longest method name has 32 characters; a longer one is not ours.
 MAX_METHOD: Final = 64
@@ -62,10 +64,11 @@ class Answer(NamedTuple):
 class _Reader:
     """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
 
-    __slots__ = ("_fed", "_limit", "_start", "_unpacker", "is_broken")
+    __slots__ = ("_fed", "_limit", "_max_array", "_start", "_unpacker", "is_broken")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_array: int) -> None:
         self._limit = limit
+        self._max_array = max_array
         self._fed = 0
         # Where the message that comes next begins. The unpacker's own tell() moves within a partial one.
         self._start = 0
@@ -80,9 +83,9 @@ class _Reader:
             max_buffer_size=self._limit + MAX_CHUNK,
             max_str_len=self._limit,
             max_bin_len=self._limit,
-            max_array_len=MAX_ARRAY,
+            max_array_len=self._max_array,
             # keyd's requests have no maps; its status has one, of counters.
-            max_map_len=MAX_ARRAY,
+            max_map_len=self._max_array,
             max_ext_len=0,
         )
 
@@ -132,7 +135,7 @@ class ServerConnection:
     __slots__ = ("_reader",)
 
     def __init__(self) -> None:
-        self._reader = _Reader(MAX_MESSAGE)
+        self._reader = _Reader(MAX_MESSAGE, MAX_ARRAY)
 
     def receive_data_untrusted(self, data: bytes | bytearray | memoryview) -> None:
         """Take what the peer sent, at most MAX_CHUNK bytes.
@@ -199,7 +202,7 @@ class ClientConnection:
     __slots__ = ("_next_msgid", "_reader")
 
     def __init__(self) -> None:
-        self._reader = _Reader(MAX_ANSWER)
+        self._reader = _Reader(MAX_ANSWER, MAX_ANSWER_ARRAY)
         self._next_msgid = 0
 
     def ask(self, method: str, params: Any) -> tuple[int, bytes]:

@@ -25,6 +25,7 @@ from keyd.protocol.connection import (
     ANSWER,
     ASK,
     MAX_ANSWER,
+    MAX_ANSWER_ARRAY,
     MAX_ARRAY,
     MAX_CHUNK,
     MAX_MESSAGE,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # What one connection may hold, whatever its peer sends: a message and a chunk, and what msgpack reserves for
-# announced arrays. Three bytes reserve 8 KiB, and it nests 1,024 deep: 8 MiB for 3 KiB sent.
-MAX_HELD: Final = 12 * 1024 * 1024
+# announced arrays. Three bytes reserve 4 KiB, and it nests 1,024 deep: 4 MiB for 3 KiB sent.
+MAX_HELD: Final = 6 * 1024 * 1024
 
 # --- conversations
 
@@ -394,7 +395,7 @@ def test_a_message_of_many_small_parts_is_not_waited_for_either() -> None:
     # Every part is whole when it arrives, so that a reader that counts what it has not yet parsed sees nothing.
     part = b"\xc5" + struct.pack(">H", 1000) + bytes(1000)
     connection = ServerConnection()
-    connection.receive_data_untrusted(b"\x94\x00\x01\xa1m\xdc\x04\x00")
+    connection.receive_data_untrusted(b"\x94\x00\x01\xa1m\xdc\x01\x00")
     fed = 8
     while fed + len(part) <= MAX_MESSAGE:
         connection.receive_data_untrusted(part)
@@ -596,7 +597,11 @@ NOT_ANSWERS: Final = {
 }
 # In an answer, these stand where any value may.
 for _name in ("array just too long", "map just too long"):
-    NOT_ANSWERS[_name] = NOT_ANSWERS[_name].replace(b"\x94\x00\x01\xa1m", b"\x94\x01\x01\xc0", 1)
+    NOT_ANSWERS[_name] = (
+        NOT_ANSWERS[_name]
+        .replace(b"\x94\x00\x01\xa1m", b"\x94\x01\x01\xc0", 1)
+        .replace(struct.pack(">H", MAX_ARRAY + 1), struct.pack(">H", MAX_ANSWER_ARRAY + 1))
+    )
 
 not_answers = pytest.mark.parametrize("octets", NOT_ANSWERS.values(), ids=NOT_ANSWERS)
 
