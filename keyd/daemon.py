@@ -39,6 +39,7 @@ from keyd.config import (
     Terminals as TerminalsConfig,
 )
 from keyd.crypto.algorithms import CardAlgorithm
+from keyd.crypto.native._core import KeyMemoryError, open_arena
 from keyd.crypto.selftest import require_selftest, run_selftest
 from keyd.dispatch import Dispatch
 from keyd.errors import Refusal
@@ -49,6 +50,8 @@ from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.ops import Operations
+from keyd.pump._pump import Pump
+from keyd.routes import Routes
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
 
@@ -97,6 +100,7 @@ class Daemon:
         config: Config,
         read_config: Callable[[], Config],
         services: Services,
+        ring: KeyRing,
         listeners: Sequence[socket.socket],
         operations: socket.socket | None,
     ) -> None:
@@ -108,13 +112,12 @@ class Daemon:
         self._meter = Meter()
         self._events = Events(time.monotonic, sample_every=config.log.sample_every)
         services.counters = self._meter.totals
-        self._hub = Hub(
-            Dispatch(services, self._meter, self._events),
-            self._meter,
-            self._events,
-            _limits(config),
-            services.clock,
-        )
+        dispatch = Dispatch(services, self._meter, self._events)
+        limits = _limits(config)
+        pump_type = None if os.environ.get("KEYD_TICK") == "python" else Pump
+        self._hub = Hub(dispatch, self._meter, self._events, limits, services.clock, pump_type)
+        if self._hub.pump is not None:
+            dispatch.learn = Routes(self._hub.pump, ring, services).learn
         self._show()
 
     async def run(self) -> None:
@@ -179,8 +182,7 @@ class Daemon:
             self._events.warning("reload_refused", detail=str(error))
         else:
             self._services.terminals = terminals
-            for session in self._hub.sessions:
-                terminals.review(session)
+            self._hub.review(terminals)
             self._hub.limits = limits
             self._events.sample_every = config.log.sample_every
             configure_logging(config.log.level)
@@ -243,6 +245,10 @@ def _start(options: argparse.Namespace) -> Daemon:
     """Do everything that can fail before anybody connects."""
     config = _dev_config(options) if options.dev else load_config(options.config)
     configure_logging(config.log.level)
+    try:
+        open_arena()
+    except KeyMemoryError as error:
+        raise StartError(str(error)) from None
     selftest = require_selftest()
     profiles = load_profiles(expand(config.cards.profiles) if config.cards.profiles else None)
     keys = _load_keys(config, profiles, is_dev=options.dev)
@@ -271,7 +277,7 @@ def _start(options: argparse.Namespace) -> Daemon:
     # A request leaves no cycles behind; looking for some every 700 objects costs each of them a microsecond.
     gc.set_threshold(50_000, 20, 50)
     read_config = (lambda: config) if options.dev else (lambda: load_config(options.config))
-    return Daemon(config, read_config, services, listeners, operations)
+    return Daemon(config, read_config, services, ring, listeners, operations)
 
 
 def _dev_config(options: argparse.Namespace) -> Config:

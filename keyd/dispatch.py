@@ -26,7 +26,7 @@ from keyd.errors import (
 )
 from keyd.handlers import HANDLERS
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
-from keyd.protocol.connection import answer_bytes, refusal_bytes, refusal_on_wire
+from keyd.protocol.connection import ServerConnection, answer_bytes, refusal_bytes, refusal_on_wire
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -77,6 +77,8 @@ class Dispatch:
         self._services = services
         self._meter = meter
         self._events = events
+        # Told of every request that was answered well: what a short cut may learn from.
+        self.learn: Callable[[Request[Any]], None] | None = None
 
     def run(self, asks: Sequence[tuple[Session, Ask]]) -> list[bytes | Slow]:
         """Decide on everything that arrived in a tick; return an answer for each, in order."""
@@ -84,7 +86,17 @@ class Dispatch:
         for session, ask in asks:
             tick.start(session, ask)
         tick.compute()
-        return tick.finish(self._meter)
+        return tick.finish(self._meter, self.learn)
+
+    def sample_pumped(self, session: Session, request_bytes: bytes, times: int) -> None:
+        """Log one of the requests that the pump has answered, if one is due."""
+        if not self._events.wants_answered(times):
+            return
+        connection = ServerConnection()
+        connection.receive_data_untrusted(request_bytes)
+        for ask in connection.next_asks_untrusted(1):
+            request = msgspec.convert(ask.params, TABLE[ask.method].request, builtin_types=(bytes,))
+            self._events.answered(ask.method, request, **_who(session))
 
     async def run_slow(self, slow: Slow) -> bytes:
         """Do the work that left the tick, and return its answer."""
@@ -218,7 +230,9 @@ class _Tick:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._outcomes[place] = self._bug(error, place)
 
-    def finish(self, meter: Meter) -> list[bytes | Slow]:
+    def finish(
+        self, meter: Meter, learn: Callable[[Request[Any]], None] | None
+    ) -> list[bytes | Slow]:
         """Measure, log and encode."""
         counts: Counts[tuple[str, Status]] = Counts()
         answers: list[bytes | Slow] = []
@@ -235,6 +249,9 @@ class _Tick:
                     answers.append(refusal_bytes(asked.msgid, outcome))
                     continue
                 counts[asked.method, Status.OK] += 1
+                request = self._requests[asked.first]
+                if learn is not None and request is not None:
+                    learn(request)
                 answers.append(answer_bytes(asked.msgid, outcome))
                 continue
             items: list[tuple[Any, Any]] = []

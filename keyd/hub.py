@@ -30,10 +30,12 @@ from keyd.errors import (
     Overloaded,
     Refusal,
     RemoteProtocolError,
+    Status,
     TimedOut,
     TooManyInFlight,
 )
 from keyd.protocol.connection import MAX_CHUNK, ServerConnection, refusal_bytes
+from keyd.pump import METHODS
 from keyd.terminals import Session
 
 if TYPE_CHECKING:
@@ -41,7 +43,10 @@ if TYPE_CHECKING:
 
     from keyd.dispatch import Dispatch
     from keyd.protocol.connection import Ask
+    from keyd.pump import Rest
+    from keyd.pump._pump import Pump
     from keyd.telemetry import Events, Meter
+    from keyd.terminals import Terminals
 
 # One connection's share of a tick. A pipelining client is served 64 at a time, and everybody else between.
 MAX_ASKS_PER_CONNECTION: Final = 64
@@ -104,6 +109,7 @@ class _Peer:
         "has_more",
         "has_spoken",
         "in_flight",
+        "is_admitted",
         "is_at_eof",
         "is_lingering",
         "is_open",
@@ -122,6 +128,8 @@ class _Peer:
         self.in_flight = 0
         self.arrived = 0.0
         self.is_open = True
+        # Whether the pump reads it.
+        self.is_admitted = False
         self.has_spoken = False
         # Whole requests may still be buffered. It is not read before they are taken, which bounds the buffer.
         self.has_more = False
@@ -150,6 +158,7 @@ class Hub:
         events: Events,
         limits: Limits,
         clock: Callable[[], float],
+        make_pump: Callable[[int], Pump] | None = None,
     ) -> None:
         self.limits = limits
         # Grows with every tick: the watchdog's proof that the hub lives.
@@ -180,6 +189,8 @@ class Hub:
         self._buffer = bytearray(MAX_CHUNK)
         self._view = memoryview(self._buffer)
         self._nursery: trio.Nursery | None = None
+        # Without one, everything goes the long way: the same answers, later.
+        self.pump = make_pump(self._epoll.fileno()) if make_pump else None
 
     def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Take over listening sockets, TCP or Unix."""
@@ -205,10 +216,11 @@ class Hub:
         self._accept_again_at = None
         self.wake()
 
-    @property
-    def sessions(self) -> list[Session]:
-        """Every connection's session, for a reload to review."""
-        return [peer.session for peer in self._peers.values()]
+    def review(self, terminals: Terminals) -> None:
+        """Take connections away from terminals that are no longer enrolled as they were."""
+        for peer in self._peers.values():
+            terminals.review(peer.session)
+            self._admit(peer)
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -218,12 +230,12 @@ class Hub:
                 nursery.start_soon(self._sweep_forever)
                 in_a_row = 0
                 while not (self._is_draining and not self._peers):
-                    events = self._epoll.poll(0, MAX_EVENTS)
-                    if not events and not self._backlog:
+                    events = self._poll()
+                    if events is None and not self._backlog:
                         await trio.lowlevel.wait_readable(self._epoll.fileno())
                         in_a_row = 0
                         continue
-                    self._tick(events)
+                    self._tick(events or [])
                     in_a_row += 1
                     if in_a_row >= MAX_TICKS_IN_A_ROW:
                         await trio.lowlevel.checkpoint()
@@ -231,6 +243,60 @@ class Hub:
                 nursery.cancel_scope.cancel()
         finally:
             self._close_all()
+
+    def _poll(self) -> list[tuple[int, int]] | None:
+        """Return what is ready for Python; None if nothing at all was ready."""
+        if self.pump is None:
+            return self._epoll.poll(0, MAX_EVENTS) or None
+        started = self._clock()
+        rests, counts = self.pump.tick()
+        answered = sum(counts)
+        if answered:
+            self._measure_pumped(self.pump, counts, started)
+        if not rests:
+            return [] if answered else None
+        return [event for rest in rests if (event := self._take_over(rest, started)) is not None]
+
+    def _take_over(self, rest: Rest, now: float) -> tuple[int, int] | None:
+        """Go on with a connection where the pump stopped. Returns the event that is left to handle."""
+        fd, mask, is_reset, data, unsent = rest
+        peer = self._peers.get(fd)
+        if peer is None:
+            return fd, mask
+        if is_reset:
+            self._close(peer, "reset")
+            return None
+        if unsent:
+            peer.out += unsent
+            self._stalled.setdefault(peer, now + self.limits.write_seconds)
+        if data:
+            peer.arrived = now
+            # At most MAX_CHUNK, into an empty connection: this cannot be too much.
+            peer.connection.receive_data_untrusted(data)
+            peer.has_more = True
+        if peer.has_more and not peer.out:
+            self._backlog[fd] = peer
+        self._register(peer)
+        return (fd, mask) if mask else None
+
+    def _measure_pumped(self, pump: Pump, counts: Sequence[int], started: float) -> None:
+        self.ticks += 1
+        answered = sum(counts)
+        meter = self._meter
+        meter.count(
+            {
+                (method, Status.OK): count
+                for method, count in zip(METHODS, counts, strict=True)
+                if count
+            }
+        )
+        meter.compute.observe(pump.compute_seconds, answered)
+        meter.batch.observe(answered)
+        meter.duration.observe(self._clock() - started, answered)
+        fd, request = pump.last_request
+        peer = self._peers.get(fd)
+        if peer is not None:
+            self._dispatch.sample_pumped(peer.session, request, answered)
 
     def _tick(self, events: list[tuple[int, int]]) -> None:
         self.ticks += 1
@@ -402,6 +468,26 @@ class Hub:
             return
         self._register(peer)
 
+    def _admit(self, peer: _Peer) -> None:
+        """Let the pump read a connection of which Python holds nothing, and no other."""
+        if self.pump is None:
+            return
+        wanted = (
+            peer.is_open
+            and peer.session.terminal is not None
+            and peer.is_registered_for == select.EPOLLIN
+            and peer.close_reason is None
+            and not peer.has_more
+            and not peer.out
+            and not peer.connection.has_partial
+        )
+        if wanted is not peer.is_admitted:
+            peer.is_admitted = wanted
+            if wanted:
+                self.pump.admit(peer.fd)
+            else:
+                self.pump.dismiss(peer.fd)
+
     def _register(self, peer: _Peer) -> None:
         if peer.out:
             wanted = select.EPOLLOUT
@@ -412,6 +498,7 @@ class Hub:
         if wanted != peer.is_registered_for:
             peer.is_registered_for = wanted
             self._epoll.modify(peer.fd, wanted)
+        self._admit(peer)
 
     # Opening and closing ------------------------------------------------------------------------------
 
@@ -519,6 +606,7 @@ class Hub:
         if not peer.is_open:
             return
         peer.is_open = False
+        self._admit(peer)
         del self._peers[peer.fd]
         for deadlines in (self._fresh, self._idle, self._stalled, self._lingering):
             deadlines.pop(peer, None)
@@ -560,7 +648,10 @@ class Hub:
         for peer in _expired(self._fresh, now):
             self._break_off(peer, TimedOut("no message came"), "no_first_message")
         for peer in _expired(self._idle, now):
-            if peer.in_flight or peer.out:
+            served_at = self.pump.served_at(peer.fd) if self.pump else 0.0
+            if served_at + self.limits.idle_seconds > now:
+                self._idle[peer] = served_at + self.limits.idle_seconds
+            elif peer.in_flight or peer.out:
                 # It waits for us, not we for it; the write deadline bounds that.
                 self._idle[peer] = now + self.limits.idle_seconds
             else:

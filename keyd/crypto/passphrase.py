@@ -22,4 +22,4 @@ def keys_from_passphrase(passphrase: bytes, salt: bytes) -> tuple[SecretKey, byt
     if len(salt) != SALT_BYTES:
         raise ValueError(f"a salt has {SALT_BYTES} bytes")
     material = Scrypt(salt=salt, length=48, n=_N, r=_R, p=_P).derive(passphrase)
-    return SecretKey.load(Algorithm.SM4, material[:16]), material[16:]
+    return SecretKey.load(Algorithm.SM4, bytearray(material[:16])), material[16:]

@@ -17,6 +17,8 @@ from keyd.errors import BadParameter, TooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyd.crypto.native._core import KeyHandle
+
 # Six decimal digits, e.g. "510100". Made by `region_from_digits` or `region_from_card_id`.
 Region = NewType("Region", str)
 
@@ -193,6 +195,11 @@ class CityKey(_Level):
     """A city's root: one level above its cards."""
 
     __slots__ = ()
+
+    @property
+    def handle(self) -> KeyHandle:
+        """The key in locked memory, for a kernel that computes many cards at once."""
+        return self._key.handle
 
     def diversify(self, diversifier: bytes) -> CardKey:
         """Diversify to a card's key; the diversifier is L3, 8 bytes."""

@@ -5,19 +5,22 @@ City keys are kept in a small cache, because a city issues millions of cards; ca
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
-from keyd.errors import AlgorithmNotSupported, KeyNotFound, Refusal
-from keyd.keys.hierarchy import CardKey, CityKey, Region, RootKey, city_key, root_key
+from keyd.crypto.native._core import CardKernel
+from keyd.errors import AlgorithmNotSupported, KeyNotFound
+from keyd.keys.hierarchy import Region, RootKey, city_key, root_key
 from keyd.keys.sam import CardKeyRef, CryptogramTask, MacTask, ProtectTask, SamTask, TacTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from keyd.crypto.native._core import KeyHandle
     from keyd.crypto.secret import SecretKey
+    from keyd.errors import Refusal
     from keyd.keys.block import KeyHeader
 
 # China has about 400 cities and a key ring some 155 addresses; a machine park asks for few of either.
@@ -48,7 +51,13 @@ class KeyRing:
             if place in self._roots:
                 raise ValueError(f"two keys for address {header.address:04X} and one algorithm")
             self._roots[place] = LoadedKey(header, root_key(key, header.levels))
-        self._cities: dict[tuple[int, CardAlgorithm, Region], CityKey] = {}
+        self._kernel = CardKernel(
+            cryptogram=CryptogramTask,
+            mac=MacTask,
+            protect=ProtectTask,
+            tac=TacTask,
+            max_cities=MAX_CITY_KEYS,
+        )
 
     @property
     def headers(self) -> tuple[KeyHeader, ...]:
@@ -57,34 +66,15 @@ class KeyRing:
 
     def compute(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
         """Compute a batch; see `keyd.keys.sam.Sam`."""
-        results: list[bytes | Refusal] = []
-        for task in tasks:
-            try:
-                results.append(self._compute_one(task))
-            except Refusal as refusal:
-                results.append(refusal)
-        return results
+        return self._kernel.compute(tasks, self._open_city)
 
-    def _compute_one(self, task: SamTask) -> bytes:
-        card_key = self._card_key(task.key)
-        if isinstance(task, CryptogramTask):
-            return card_key.derive(task.session_factor).cryptogram(task.challenge)
-        if isinstance(task, ProtectTask):
-            session_key = card_key.derive(task.session_factor)
-            return session_key.protect(task.header, task.plaintext, encrypt=task.encrypt)
-        if isinstance(task, MacTask):
-            return card_key.derive(task.session_factor).mac(task.data)
-        if isinstance(task, TacTask):
-            return card_key.tac(task.data)
-        assert_never(task)
+    def maybe_city(
+        self, address: int, algorithm: CardAlgorithm, region: Region
+    ) -> KeyHandle | None:
+        """Return a city's key if it is among those kept, for who computes with it beside the ring."""
+        return self._kernel.city(address, algorithm, region)
 
-    def _card_key(self, ref: CardKeyRef) -> CardKey:
-        city = self._cities.get((ref.address, ref.algorithm, ref.region))
-        if city is None:
-            city = self._open_city(ref)
-        return city.diversify(ref.diversifier)
-
-    def _open_city(self, ref: CardKeyRef) -> CityKey:
+    def _open_city(self, ref: CardKeyRef) -> KeyHandle:
         if ref.algorithm is CardAlgorithm.SSF33:
             raise AlgorithmNotSupported("SSF33 is not published; it needs hardware that offers it")
         loaded = self._roots.get((ref.address, ref.algorithm))
@@ -92,9 +82,4 @@ class KeyRing:
             raise KeyNotFound(
                 f"no key is loaded for address {ref.address:04X} and {ref.algorithm.name}"
             )
-        city = city_key(loaded.root, ref.region)
-        if len(self._cities) >= MAX_CITY_KEYS:
-            # The oldest goes: a dict keeps insertion order, and a wrong guess costs two diversifications.
-            del self._cities[next(iter(self._cities))]
-        self._cities[ref.address, ref.algorithm, ref.region] = city
-        return city
+        return city_key(loaded.root, ref.region).handle

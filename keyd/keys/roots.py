@@ -17,7 +17,10 @@ def generate(
     places: Iterable[KeyPlace], levels: int, random_bytes: Callable[[int], bytes]
 ) -> list[tuple[KeyHeader, SecretKey]]:
     """Make random roots that stand 3, 2 or 1 levels above their cards."""
-    return [_made(place, levels, random_bytes(KEY_BYTES[place.algorithm])) for place in places]
+    return [
+        _made(place, levels, bytearray(random_bytes(KEY_BYTES[place.algorithm])))
+        for place in places
+    ]
 
 
 def synthetic(places: Iterable[KeyPlace]) -> list[tuple[KeyHeader, SecretKey]]:
@@ -28,7 +31,7 @@ def synthetic(places: Iterable[KeyPlace]) -> list[tuple[KeyHeader, SecretKey]]:
     ]
 
 
-def _made(place: KeyPlace, levels: int, material: bytes) -> tuple[KeyHeader, SecretKey]:
+def _made(place: KeyPlace, levels: int, material: bytes | bytearray) -> tuple[KeyHeader, SecretKey]:
     key = SecretKey.load(place.algorithm, material)
     header = KeyHeader(place.address, place.name, place.set, place.algorithm, levels, key.kcv())
     return header, key

@@ -171,6 +171,11 @@ class ServerConnection:
         """Whether a malformed message was met: the next call for asks raises."""
         return self._reader.is_broken
 
+    @property
+    def has_partial(self) -> bool:
+        """Whether it holds bytes that have not been returned as asks."""
+        return self._reader.has_partial
+
     def receive_eof_untrusted(self) -> None:
         """The peer will send no more.
 

@@ -506,7 +506,7 @@ def wrong(
     [
         (NationalKey, {"diversify"}),
         (ProvincialKey, {"diversify"}),
-        (CityKey, {"diversify"}),
+        (CityKey, {"diversify", "handle"}),
         (CardKey, {"derive", "tac"}),
         (SessionKey, {"cryptogram", "mac", "encipher", "protect"}),
     ],

@@ -1,0 +1,746 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, initializedcheck=True, auto_pickle=False
+# cython: embedsignature=False
+"""What Python sees of the native layer: key handles, and card tasks in batches.
+
+A `KeyHandle` owns one key in locked memory and frees it when it goes. A `CardKernel` takes a tick's tasks, as the
+domain wrote them, and computes them together. Every length is checked, here or in card.c, before C computes; Python
+objects that C reads are held until it is done; while a key is pinned no Python runs.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_New
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport getenv
+
+from typing import NamedTuple
+
+from keyd.errors import (
+    BadParameter,
+    CardNotAuthentic,
+    KeyNotFound,
+    MacNotAuthentic,
+    Refusal,
+    TacNotAuthentic,
+    TooLarge,
+)
+
+
+cdef extern from "sys/resource.h" nogil:
+    ctypedef unsigned long rlim_t
+    struct rlimit:
+        rlim_t rlim_cur
+    int RLIMIT_MEMLOCK
+    int getrlimit(int resource, rlimit *limits)
+
+
+cdef extern from "sm4.h" nogil:
+    ctypedef struct sm4_path:
+        const char *name
+        int lanes
+        int (*is_supported)() noexcept
+    const sm4_path *sm4_paths[]
+    const sm4_path *sm4_current()
+    int sm4_select(const char *name)
+
+
+cdef extern from "arena.h" nogil:
+    size_t ARENA_DEFAULT_BYTES
+    ctypedef uint64_t arena_handle
+    ctypedef enum arena_status:
+        ARENA_OK
+        ARENA_GONE
+        ARENA_FULL
+        ARENA_CORRUPT
+        ARENA_NOT_LOCKED
+        ARENA_NO_MEMORY
+        ARENA_IS_OPEN
+        ARENA_BAD_SIZE
+        ARENA_NO_RANDOM
+    ctypedef enum arena_algorithm:
+        ARENA_SM4
+        ARENA_TDES
+        ARENA_DES
+    ctypedef struct arena_cell:
+        uint32_t algorithm
+    ctypedef struct arena_counters:
+        int is_open
+        uintptr_t address
+        size_t bytes
+        size_t cell_bytes
+        size_t used
+        size_t capacity
+    arena_status arena_open(size_t bytes)
+    arena_status arena_take(arena_algorithm algorithm, const uint8_t *key, arena_handle *handle)
+    arena_status arena_free(arena_handle handle)
+    arena_status arena_pin(arena_handle handle, const arena_cell **cell)
+    void arena_unpin(const arena_cell *cell)
+    void arena_wipe_all()
+    arena_counters arena_count()
+    void arena_wipe(void *memory, size_t bytes)
+    size_t arena_key_bytes(arena_algorithm algorithm)
+
+
+cdef extern from "key.h" nogil:
+    enum:
+        GCM_NONCE_BYTES
+        GCM_TAG_BYTES
+        KEY_MAX_BLOCK
+    ctypedef enum key_verdict:
+        KEY_UNWRAPPED
+        KEY_NOT_AUTHENTIC
+    size_t key_block_bytes(arena_algorithm algorithm)
+    void key_encrypt(const arena_cell *cell, const uint8_t *data, uint8_t *out, size_t length)
+    arena_status key_decrypt(const arena_cell *cell, const uint8_t *data, uint8_t *out, size_t length)
+    void key_cbc_mac(const arena_cell *cell, const uint8_t *iv, const uint8_t *data, size_t length, uint8_t *mac)
+    arena_status key_encrypt_to_key(
+        const arena_cell *cell, const uint8_t *data, arena_algorithm algorithm, arena_handle *made)
+    arena_status key_xor_halves(const arena_cell *cell, arena_handle *made)
+    arena_status key_wrap(
+        const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
+        const arena_cell *key, uint8_t *out)
+    arena_status key_unwrap(
+        const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
+        const uint8_t *wrapped, arena_algorithm algorithm, arena_handle *made, key_verdict *verdict)
+
+
+cdef extern from "card.h" nogil:
+    enum:
+        CARD_DIVERSIFIER_BYTES
+        CARD_CRYPTOGRAM_BYTES
+        CARD_MAX_PROTECTED_DATA
+    ctypedef enum card_kind:
+        CARD_CRYPTOGRAM
+        CARD_MAC
+        CARD_PROTECT
+        CARD_PROTECT_ENCIPHERED
+        CARD_TAC
+    ctypedef enum card_result:
+        CARD_DONE
+        CARD_KEY_GONE
+        CARD_KEY_CORRUPT
+        CARD_DIVERSIFIER_LENGTH
+        CARD_SESSION_FACTOR_LENGTH
+        CARD_CHALLENGE_LENGTH
+        CARD_HEADER_LENGTH
+        CARD_DATA_TOO_LARGE
+        CARD_ENCIPHERED_TOO_LARGE
+        CARD_PRESENTED_LENGTH
+        CARD_NOT_AUTHENTIC
+    ctypedef struct card_bytes:
+        const uint8_t *at
+        size_t length
+    ctypedef struct card_task:
+        arena_handle city
+        arena_algorithm algorithm
+        card_kind kind
+        card_bytes diversifier
+        card_bytes session_factor
+        card_bytes header
+        card_bytes data
+        uint8_t *out
+        size_t out_length
+        const card_bytes *presented
+        card_result result
+    void card_measure(card_task *task)
+    size_t card_work(const card_task *task)
+    void card_compute(card_task *tasks, size_t n)
+    arena_status card_diversify(arena_handle handle, const uint8_t *diversifier, arena_handle *made)
+
+
+SM4 = <int>ARENA_SM4
+TDES = <int>ARENA_TDES
+DES = <int>ARENA_DES
+
+DEFAULT_ARENA_BYTES = ARENA_DEFAULT_BYTES
+
+cdef dict _NAMES = {ARENA_SM4: "SM4", ARENA_TDES: "3DES", ARENA_DES: "DES"}
+
+# In blocks of SM4, 5 to 30 ns each: from some 50 µs on, letting other threads run is worth the switch. Below, a
+# thread that keeps the GIL for its 5 ms would cost the tick a hundred times what it gained.
+cdef enum:
+    _RELEASE_WORK = 5000
+    # A DES block takes as long as this many in SM4's lanes.
+    _DES_WORK = 20
+
+
+class KeyMemoryError(Exception):
+    """Locked key memory cannot do what it was asked."""
+
+
+class KeyMemoryNotLocked(KeyMemoryError):
+    """The operating system does not let keyd lock the memory for its keys."""
+
+
+class KeyMemoryFull(KeyMemoryError):
+    """There is no room for another key."""
+
+
+class KeyMemoryCorrupt(KeyMemoryError):
+    """Something wrote over the edge of a key's cell: a bug in native code, or a fault in memory."""
+
+
+class KeyGone(KeyMemoryError):
+    """The key was freed or wiped, or belongs to the process that forked this one."""
+
+
+class KeyNotAuthentic(Exception):
+    """A wrapped key does not open: it was altered, or the wrapping key is another."""
+
+
+class ArenaInfo(NamedTuple):
+    """The arena's counters: keys held and room for how many, bytes locked, and where the first cell is."""
+
+    used: int
+    capacity: int
+    locked_bytes: int
+    cell_bytes: int
+    address: int
+
+
+cdef int _require(arena_status status, size_t size = ARENA_DEFAULT_BYTES) except -1:
+    """Raise what a status other than OK means; size is what the arena was to have."""
+    cdef rlimit limits
+    if status == ARENA_OK:
+        return 0
+    if status == ARENA_GONE:
+        raise KeyGone("the key was freed or wiped, or belongs to the process that forked this one")
+    if status == ARENA_FULL:
+        raise KeyMemoryFull(f"key memory is full: {arena_count().capacity} keys")
+    if status == ARENA_CORRUPT:
+        raise KeyMemoryCorrupt("a key's cell was overwritten; the key is wiped and its cell not used again")
+    if status == ARENA_NOT_LOCKED:
+        getrlimit(RLIMIT_MEMLOCK, &limits)
+        raise KeyMemoryNotLocked(
+            f"keyd locks {size // 1024} KiB of memory for its keys, and may lock {limits.rlim_cur // 1024} KiB "
+            "(RLIMIT_MEMLOCK). Raise the limit: LimitMEMLOCK= in the systemd unit, ulimit -l in a shell"
+        )
+    if status == ARENA_IS_OPEN:
+        raise KeyMemoryError("key memory is open already, with another size")
+    if status == ARENA_BAD_SIZE:
+        raise KeyMemoryError("key memory has room for 1 to 65536 keys beside its scratch regions")
+    if status == ARENA_NO_RANDOM:
+        raise KeyMemoryError("the kernel gave no random canary for key memory")
+    raise KeyMemoryError("the operating system gave no memory for keys")
+
+
+cdef arena_algorithm _algorithm(int number) except *:
+    if number not in _NAMES:
+        raise ValueError("an algorithm is SM4, TDES or DES")
+    return <arena_algorithm>number
+
+
+cdef KeyHandle _owned(arena_algorithm algorithm, arena_handle handle):
+    cdef KeyHandle key = KeyHandle.__new__(KeyHandle)
+    key.algorithm = algorithm
+    key._handle = handle
+    return key
+
+
+@cython.final
+cdef class KeyHandle:
+    """A key in locked memory: what it can do, and never its bytes. It is freed when the last reference goes."""
+
+    cdef readonly int algorithm
+    cdef arena_handle _handle
+    cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("keys are loaded, unwrapped, or made by other keys")
+
+    def __dealloc__(self):
+        # What was freed or wiped before, or is the parent process's, is refused; there is nothing to do then.
+        arena_free(self._handle)
+
+    @property
+    def number(self):
+        """What C names the key by, with its generation; it says nothing of the key and outlives it harmlessly."""
+        return self._handle
+
+    def free(self):
+        """Wipe the key now.
+
+        Raises:
+            KeyGone: it was freed or wiped before.
+        """
+        _require(arena_free(self._handle))
+
+    def encrypt(self, bytes blocks not None):
+        """Encrypt whole blocks, each on its own (ECB)."""
+        return self._blocks(blocks, False)
+
+    def decrypt(self, bytes blocks not None):
+        """Decrypt whole blocks, each on its own (ECB)."""
+        return self._blocks(blocks, True)
+
+    def cbc_mac(self, bytes blocks not None, bytes iv not None):
+        """Return the last block of a CBC encryption. The caller has padded and will truncate or fold."""
+        cdef size_t size = key_block_bytes(<arena_algorithm>self.algorithm)
+        cdef size_t length = self._require_whole_blocks(blocks)
+        cdef const arena_cell *cell
+        if <size_t>PyBytes_GET_SIZE(iv) != size:
+            raise ValueError(f"an initial value has {size} bytes")
+        cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(iv)
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(blocks)
+        cdef bytes mac = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(mac)
+        _require(arena_pin(self._handle, &cell))
+        if self._work(length) < _RELEASE_WORK:
+            key_cbc_mac(cell, start, data, length, out)
+            arena_unpin(cell)
+        else:
+            with nogil:
+                key_cbc_mac(cell, start, data, length, out)
+                arena_unpin(cell)
+        return mac
+
+    def encrypt_to_key(self, bytes blocks not None, int algorithm):
+        """Encrypt whole blocks and keep the ciphertext as a key of that algorithm."""
+        cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+        cdef size_t length = self._require_whole_blocks(blocks)
+        cdef const arena_cell *cell
+        cdef arena_handle made
+        if length != arena_key_bytes(made_algorithm):
+            raise ValueError(f"a {_NAMES[algorithm]} key has {arena_key_bytes(made_algorithm)} bytes")
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = key_encrypt_to_key(
+            cell, <const uint8_t *>PyBytes_AS_STRING(blocks), made_algorithm, &made)
+        arena_unpin(cell)
+        _require(status)
+        return _owned(made_algorithm, made)
+
+    def diversify(self, bytes diversifier not None):
+        """Diversify one level down, to a key of the same algorithm. A diversifier has 8 bytes."""
+        cdef arena_handle made
+        if PyBytes_GET_SIZE(diversifier) != CARD_DIVERSIFIER_BYTES:
+            raise BadParameter("a diversifier has 8 bytes")
+        _require(card_diversify(self._handle, <const uint8_t *>PyBytes_AS_STRING(diversifier), &made))
+        return _owned(<arena_algorithm>self.algorithm, made)
+
+    def xor_halves(self):
+        """Return left half XOR right half of a 3DES key, as a DES key."""
+        cdef const arena_cell *cell
+        cdef arena_handle made
+        if self.algorithm != ARENA_TDES:
+            raise ValueError("only a 3DES key has two halves")
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = key_xor_halves(cell, &made)
+        arena_unpin(cell)
+        _require(status)
+        return _owned(ARENA_DES, made)
+
+    def kcv(self):
+        """Return the key check value: the first 3 bytes of a zero block encrypted. It may be shown."""
+        return self.encrypt(bytes(key_block_bytes(<arena_algorithm>self.algorithm)))[:3]
+
+    def wrap(self, KeyHandle key not None, bytes nonce not None, bytes header not None):
+        """Encrypt another key under this SM4 key (GCM) and bind the header to it.
+
+        The nonce has 12 bytes and is never used twice with this key. Returns ciphertext ‖ tag of 16 bytes.
+        """
+        cdef size_t length = arena_key_bytes(<arena_algorithm>key.algorithm) + GCM_TAG_BYTES
+        cdef const arena_cell *kek
+        cdef const arena_cell *cell
+        self._require_wrapping(nonce)
+        cdef bytes wrapped = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        _require(arena_pin(self._handle, &kek))
+        cdef arena_status status = arena_pin(key._handle, &cell)
+        if status == ARENA_OK:
+            status = key_wrap(
+                kek, <const uint8_t *>PyBytes_AS_STRING(nonce), <const uint8_t *>PyBytes_AS_STRING(header),
+                <size_t>PyBytes_GET_SIZE(header), cell, <uint8_t *>PyBytes_AS_STRING(wrapped))
+            arena_unpin(cell)
+        arena_unpin(kek)
+        _require(status)
+        return wrapped
+
+    def unwrap(self, bytes wrapped not None, bytes nonce not None, bytes header not None, int algorithm):
+        """Decrypt a wrapped key into locked memory; the opposite of `wrap`.
+
+        Raises:
+            KeyNotAuthentic: wrapped key, header, nonce or wrapping key is not what it was.
+        """
+        cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+        cdef const arena_cell *kek
+        cdef arena_handle made
+        cdef key_verdict verdict
+        if <size_t>PyBytes_GET_SIZE(wrapped) != arena_key_bytes(made_algorithm) + GCM_TAG_BYTES:
+            raise KeyNotAuthentic("the wrapped key has the wrong length for its algorithm")
+        self._require_wrapping(nonce)
+        _require(arena_pin(self._handle, &kek))
+        cdef arena_status status = key_unwrap(
+            kek, <const uint8_t *>PyBytes_AS_STRING(nonce), <const uint8_t *>PyBytes_AS_STRING(header),
+            <size_t>PyBytes_GET_SIZE(header), <const uint8_t *>PyBytes_AS_STRING(wrapped), made_algorithm, &made,
+            &verdict)
+        arena_unpin(kek)
+        _require(status)
+        if verdict != KEY_UNWRAPPED:
+            raise KeyNotAuthentic("the key block was altered or is under another key")
+        return _owned(made_algorithm, made)
+
+    def __repr__(self):
+        return f"<KeyHandle {_NAMES[self.algorithm]}>"
+
+    def __reduce__(self):
+        raise TypeError("a key handle is never pickled")
+
+    cdef bytes _blocks(self, bytes blocks, bint is_decryption):
+        cdef size_t length = self._require_whole_blocks(blocks)
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(blocks)
+        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(result)
+        cdef const arena_cell *cell
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status
+        if self._work(length) < _RELEASE_WORK:
+            status = _crypt(cell, data, out, length, is_decryption)
+        else:
+            with nogil:
+                status = _crypt(cell, data, out, length, is_decryption)
+        _require(status)
+        return result
+
+    cdef size_t _require_whole_blocks(self, bytes blocks) except? 0:
+        cdef size_t size = key_block_bytes(<arena_algorithm>self.algorithm)
+        cdef size_t length = <size_t>PyBytes_GET_SIZE(blocks)
+        if length == 0 or length % size:
+            raise ValueError(f"{_NAMES[self.algorithm]} takes whole blocks of {size} bytes")
+        return length
+
+    cdef int _require_wrapping(self, bytes nonce) except -1:
+        if self.algorithm != ARENA_SM4:
+            raise ValueError("keys are wrapped under SM4")
+        if PyBytes_GET_SIZE(nonce) != GCM_NONCE_BYTES:
+            raise ValueError(f"a nonce has {GCM_NONCE_BYTES} bytes")
+        return 0
+
+    cdef size_t _work(self, size_t length) noexcept:
+        if self.algorithm == ARENA_SM4:
+            return length // 16
+        return length // 8 * _DES_WORK
+
+
+cdef arena_status _crypt(
+    const arena_cell *cell, const uint8_t *data, uint8_t *out, size_t length, bint is_decryption
+) noexcept nogil:
+    """Encrypt or decrypt under a pinned key and unpin it."""
+    cdef arena_status status = ARENA_OK
+    if is_decryption:
+        status = key_decrypt(cell, data, out, length)
+    else:
+        key_encrypt(cell, data, out, length)
+    arena_unpin(cell)
+    return status
+
+
+def load(int algorithm, material):
+    """Take key bytes in: 16 for SM4 and TDES, 8 for DES. What can be written to, as a bytearray, is wiped."""
+    cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+    cdef arena_handle made
+    cdef arena_status status
+    cdef Py_buffer view
+    PyObject_GetBuffer(material, &view, PyBUF_SIMPLE)
+    try:
+        if <size_t>view.len != arena_key_bytes(made_algorithm):
+            raise ValueError(f"a {_NAMES[algorithm]} key has {arena_key_bytes(made_algorithm)} bytes")
+        status = arena_take(made_algorithm, <const uint8_t *>view.buf, &made)
+    finally:
+        if not view.readonly:
+            arena_wipe(view.buf, <size_t>view.len)
+        PyBuffer_Release(&view)
+    _require(status)
+    return _owned(made_algorithm, made)
+
+
+# --- card tasks in batches
+
+cdef int _hold(card_bytes *place, object value, list held) except -1:
+    """Point C at bytes that stay where they are until the batch is done."""
+    if not isinstance(value, bytes):
+        raise TypeError("a task's fields are bytes")
+    held.append(value)
+    place.at = <const uint8_t *>PyBytes_AS_STRING(value)
+    place.length = <size_t>PyBytes_GET_SIZE(value)
+    return 0
+
+
+cdef object _refusal(const card_task *task):
+    """Return the refusal that a task's result means."""
+    cdef card_result result = task.result
+    if result == CARD_KEY_GONE:
+        return KeyNotFound("the key was wiped from memory after it was asked for")
+    if result == CARD_DIVERSIFIER_LENGTH:
+        return BadParameter("a diversifier has 8 bytes")
+    if result == CARD_SESSION_FACTOR_LENGTH:
+        return BadParameter("a session factor has 4 or 8 bytes, or 16 where the algorithm's block has 16")
+    if result == CARD_CHALLENGE_LENGTH:
+        return BadParameter("a challenge has 8 bytes")
+    if result == CARD_HEADER_LENGTH:
+        return BadParameter("a header is CLA INS P1 P2, 4 bytes")
+    if result == CARD_DATA_TOO_LARGE:
+        return TooLarge(f"a command carries at most {CARD_MAX_PROTECTED_DATA} bytes beside its MAC")
+    if result == CARD_ENCIPHERED_TOO_LARGE:
+        size = key_block_bytes(task.algorithm)
+        return TooLarge(f"encrypted, the data have {(task.data.length // size + 1) * size} bytes and do not fit")
+    if task.kind == CARD_CRYPTOGRAM:
+        return CardNotAuthentic()
+    if task.kind == CARD_TAC:
+        return TacNotAuthentic()
+    return MacNotAuthentic()
+
+
+@cython.final
+cdef class CardKernel:
+    """Card tasks in batches, with the city keys that they need kept in a small cache.
+
+    It is told the four classes of task that it will see; what it reads of them is what `keyd.keys.sam` declares.
+    """
+
+    cdef object _cryptogram
+    cdef object _mac
+    cdef object _protect
+    cdef object _tac
+    cdef Py_ssize_t _max_cities
+    cdef dict _cities
+
+    def __init__(self, *, cryptogram, mac, protect, tac, Py_ssize_t max_cities):
+        if max_cities < 1:
+            raise ValueError("at least one city's key is kept")
+        self._cryptogram = cryptogram
+        self._mac = mac
+        self._protect = protect
+        self._tac = tac
+        self._max_cities = max_cities
+        self._cities = {}
+
+    def compute(self, tasks, open_city):
+        """Compute a batch: each result, bytes or a refusal, stands where its task stood.
+
+        `open_city` makes a city's key from the task's key reference, or raises the refusal that the task gets.
+        """
+        return self._run(tasks, open_city, None)
+
+    def verify(self, tasks, presented, open_city):
+        """Compute a batch and compare each result with what the card presented, in constant time.
+
+        Each result is None, or the refusal: CardNotAuthentic, MacNotAuthentic or TacNotAuthentic where it differs.
+        """
+        return self._run(tasks, open_city, list(presented))
+
+    def city(self, long address, long card_algorithm, str region not None):
+        """Return a cached city key, or None."""
+        return self._cities.get((address << 8 | card_algorithm, region))
+
+    def forget(self):
+        """Free all cached city keys."""
+        self._cities = {}
+
+    @property
+    def cities(self):
+        """How many city keys are cached."""
+        return len(self._cities)
+
+    cdef list _run(self, tasks, open_city, list presented):
+        # Our own list, so that nobody changes it while the GIL is released.
+        cdef list given = list(tasks)
+        cdef Py_ssize_t n = len(given), i
+        cdef list results = [None] * n
+        cdef list places = []
+        cdef list held = []
+        cdef size_t work = 0
+        cdef card_bytes *shown = NULL
+        cdef uint8_t *expected = NULL
+        cdef bytes out
+        cdef card_task *batch
+        if n == 0:
+            return results
+        if presented is not None and len(presented) != n:
+            raise ValueError("one presented value per task")
+        batch = <card_task *>PyMem_Calloc(<size_t>n, sizeof(card_task))
+        try:
+            if presented is not None:
+                shown = <card_bytes *>PyMem_Calloc(<size_t>n, sizeof(card_bytes))
+                expected = <uint8_t *>PyMem_Calloc(<size_t>n, CARD_CRYPTOGRAM_BYTES)
+            if batch == NULL or (presented is not None and (shown == NULL or expected == NULL)):
+                raise MemoryError
+            for i in range(n):
+                places.append(self._read(given[i], &batch[i], open_city, results, i, held))
+                if batch[i].result != CARD_DONE:
+                    continue
+                if presented is not None:
+                    if is_protect(batch[i].kind):
+                        raise TypeError("a command under secure messaging is made, not verified")
+                    _hold(&shown[i], presented[i], held)
+                    batch[i].presented = &shown[i]
+                card_measure(&batch[i])
+                if batch[i].result != CARD_DONE:
+                    continue
+                work += card_work(&batch[i])
+                if presented is not None:
+                    batch[i].out = expected + i * CARD_CRYPTOGRAM_BYTES
+                else:
+                    out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>batch[i].out_length)
+                    batch[i].out = <uint8_t *>PyBytes_AS_STRING(out)
+                    results[i] = out
+            if work < _RELEASE_WORK:
+                card_compute(batch, <size_t>n)
+            else:
+                with nogil:
+                    card_compute(batch, <size_t>n)
+            for i in range(n):
+                if batch[i].result == CARD_DONE or isinstance(results[i], Refusal):
+                    continue
+                if batch[i].result == CARD_KEY_CORRUPT:
+                    _require(ARENA_CORRUPT)
+                if batch[i].result == CARD_KEY_GONE:
+                    # Wiped behind the cache's back: the next task opens it anew, or is refused by the ring.
+                    self._cities.pop(places[i], None)
+                results[i] = _refusal(&batch[i])
+            return results
+        finally:
+            if expected != NULL:
+                arena_wipe(expected, <size_t>n * CARD_CRYPTOGRAM_BYTES)
+            PyMem_Free(expected)
+            PyMem_Free(shown)
+            PyMem_Free(batch)
+
+    cdef tuple _read(self, task, card_task *into, open_city, list results, Py_ssize_t i, list held):
+        """Read one task; return its city's place in the cache. If it has no city key, its refusal is its result."""
+        cdef object kind = type(task)
+        cdef object ref = task.key
+        cdef object region = ref.region
+        cdef long address = ref.address
+        cdef long card_algorithm = ref.algorithm
+        # Plain numbers: an enum's member is slow to hash.
+        cdef tuple place = (address << 8 | card_algorithm, region)
+        cdef object cached = self._cities.get(place)
+        cdef KeyHandle city
+        if cached is None:
+            try:
+                city = self._open(place, ref, open_city)
+            except Refusal as refusal:
+                results[i] = refusal
+                into.result = CARD_KEY_GONE
+                return place
+        else:
+            city = <KeyHandle>cached
+        held.append(city)
+        into.city = city._handle
+        into.algorithm = <arena_algorithm>city.algorithm
+        _hold(&into.diversifier, ref.diversifier, held)
+        if kind is self._cryptogram:
+            into.kind = CARD_CRYPTOGRAM
+            _hold(&into.session_factor, task.session_factor, held)
+            _hold(&into.data, task.challenge, held)
+        elif kind is self._mac:
+            into.kind = CARD_MAC
+            _hold(&into.session_factor, task.session_factor, held)
+            _hold(&into.data, task.data, held)
+        elif kind is self._protect:
+            into.kind = CARD_PROTECT_ENCIPHERED if task.encrypt else CARD_PROTECT
+            _hold(&into.session_factor, task.session_factor, held)
+            _hold(&into.header, task.header, held)
+            _hold(&into.data, task.plaintext, held)
+        elif kind is self._tac:
+            into.kind = CARD_TAC
+            _hold(&into.data, task.data, held)
+        else:
+            raise TypeError(f"{kind.__name__} is no task for cards")
+        return place
+
+    cdef KeyHandle _open(self, tuple place, ref, open_city):
+        city = open_city(ref)
+        if not isinstance(city, KeyHandle):
+            raise TypeError("open_city returns a KeyHandle")
+        if len(self._cities) >= self._max_cities:
+            # The oldest goes: a dict keeps insertion order, and a wrong guess costs two diversifications.
+            del self._cities[next(iter(self._cities))]
+        self._cities[place] = city
+        return city
+
+
+cdef inline bint is_protect(card_kind kind) noexcept:
+    return kind == CARD_PROTECT or kind == CARD_PROTECT_ENCIPHERED
+
+
+# --- for C in other extensions
+
+cdef struct pump_cards:
+    void (*measure)(card_task *task) noexcept nogil
+    void (*compute)(card_task *tasks, size_t n) noexcept nogil
+
+
+cdef pump_cards _card_functions
+_card_functions.measure = card_measure
+_card_functions.compute = card_compute
+
+# What keyd.pump computes with: card.h's two functions, in the order of its pump_cards.
+card_functions = PyCapsule_New(&_card_functions, "keyd.card_functions", NULL)
+
+
+# --- the arena and the paths
+
+def open_arena(size_t size = ARENA_DEFAULT_BYTES):
+    """Open locked key memory of so many bytes. Without this, the first key opens it with the default.
+
+    Raises:
+        KeyMemoryNotLocked: RLIMIT_MEMLOCK is too small; the sentence says what to do.
+        KeyMemoryError: it is open with another size, or cannot be had.
+    """
+    _require(arena_open(size), size)
+
+
+def arena_info():
+    """Return the arena's counters; all zero before it is open."""
+    cdef arena_counters counters = arena_count()
+    return ArenaInfo(
+        used=counters.used, capacity=counters.capacity, locked_bytes=counters.bytes,
+        cell_bytes=counters.cell_bytes, address=counters.address)
+
+
+def wipe_all():
+    """Wipe every key, waiting for running computations: sealing. All handles are gone; new keys can be loaded."""
+    with nogil:
+        arena_wipe_all()
+
+
+def paths():
+    """Return the names of all SM4 paths that this machine supports, best first."""
+    cdef int i = 0
+    cdef list names = []
+    while sm4_paths[i] != NULL:
+        if sm4_paths[i].is_supported():
+            names.append(sm4_paths[i].name.decode())
+        i += 1
+    return tuple(names)
+
+
+def path_name():
+    """Return the name of the SM4 path in use."""
+    return sm4_current().name.decode()
+
+
+def select_path(str name not None):
+    """Choose an SM4 path by name, for this process. Not while another thread computes.
+
+    Raises:
+        ValueError: there is no such path, or this machine does not support it.
+    """
+    # C would see no further than a zero.
+    if "\0" in name or sm4_select(name.encode()):
+        raise ValueError(f"no SM4 path {name!r} on this machine: it supports {', '.join(paths())}")
+
+
+def _select_from_environment():
+    cdef const char *name = getenv("KEYD_SM4")
+    if name == NULL or name[0] == 0:
+        return
+    try:
+        select_path(name.decode(errors="replace"))
+    except ValueError as error:
+        raise ImportError(f"KEYD_SM4: {error}") from None
+
+
+_select_from_environment()

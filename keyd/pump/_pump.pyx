@@ -1,0 +1,141 @@
+# cython: language_level=3, boundscheck=True, wraparound=False, embedsignature=False
+"""What of the pump faces Python: bytes in and out, handles, numbers. The rules are in pump.h."""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from keyd.crypto.native import _core
+
+
+cdef extern from "../crypto/native/card.h":
+    ctypedef uint64_t arena_handle
+    ctypedef enum arena_algorithm:
+        pass
+
+
+cdef extern from "pump.h" nogil:
+    int PUMP_KINDS
+    ctypedef struct pump:
+        pass
+    ctypedef struct pump_cards:
+        pass
+    ctypedef struct pump_place:
+        uint8_t kind
+        uint8_t generation
+        uint16_t address
+        uint8_t algorithm
+        uint8_t region[3]
+    ctypedef struct pump_route:
+        arena_handle city
+        arena_algorithm algorithm
+        uint8_t key_id
+    ctypedef struct pump_rest:
+        int fd
+        uint32_t mask
+        int is_reset
+        const uint8_t *data
+        size_t length
+        const uint8_t *unsent
+        size_t unsent_length
+    pump *pump_new(int epoll_fd, pump_cards cards)
+    void pump_free(pump *p)
+    int pump_admit(pump *p, int fd)
+    void pump_dismiss(pump *p, int fd)
+    int pump_learn(pump *p, pump_place place, pump_route route)
+    void pump_forget(pump *p)
+    int pump_poll(pump *p)
+    size_t pump_part(pump *p, const pump_rest **rests, int *is_done)
+    const uint64_t *pump_counts(const pump *p)
+    uint64_t pump_compute_nanoseconds(const pump *p)
+    uint64_t pump_served_at(const pump *p, int fd)
+    const uint8_t *pump_last_request(const pump *p, size_t *length, int *fd)
+
+
+cdef class Pump:
+    """Serves the hottest commands on the connections that it was given."""
+
+    cdef pump *_pump
+
+    def __cinit__(self, int epoll_fd):
+        cdef pump_cards *cards = <pump_cards *>PyCapsule_GetPointer(_core.card_functions, "keyd.card_functions")
+        self._pump = pump_new(epoll_fd, cards[0])
+        if self._pump == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        pump_free(self._pump)
+
+    def admit(self, int fd):
+        """Serve this connection: Python holds nothing of it."""
+        if pump_admit(self._pump, fd) != 0:
+            raise MemoryError
+
+    def dismiss(self, int fd):
+        """Leave this connection to Python."""
+        pump_dismiss(self._pump, fd)
+
+    def learn(self, int kind, int generation, int address, int algorithm, bytes region not None, city, int key_id):
+        """Take a city key for requests that name exactly this. Returns whether there was room."""
+        if not 0 <= kind < PUMP_KINDS or len(region) != 3:
+            raise ValueError("no such kind, or a region is not 3 bytes")
+        cdef const uint8_t[:] digits = region
+        cdef pump_place place
+        place.kind = <uint8_t>kind
+        place.generation = <uint8_t>generation
+        place.address = <uint16_t>address
+        place.algorithm = <uint8_t>algorithm
+        place.region[0] = digits[0]
+        place.region[1] = digits[1]
+        place.region[2] = digits[2]
+        cdef pump_route route
+        route.city = <arena_handle>city.number
+        route.algorithm = <arena_algorithm><int>city.algorithm
+        route.key_id = <uint8_t>key_id
+        return pump_learn(self._pump, place, route) == 0
+
+    def forget(self):
+        """Let go of every key."""
+        pump_forget(self._pump)
+
+    def tick(self):
+        """Take readiness without waiting, and serve what is the pump's.
+
+        Returns what is Python's, as (fd, epoll mask, is_reset, data, unsent): an event to handle, bytes that were
+        read, answers that did not leave; and how many requests were answered, by kind.
+        """
+        cdef const pump_rest *rests
+        cdef size_t count, i
+        cdef int is_done = 0
+        cdef list handed = []
+        with nogil:
+            is_done = pump_poll(self._pump) == 0
+        while not is_done:
+            with nogil:
+                count = pump_part(self._pump, &rests, &is_done)
+            for i in range(count):
+                handed.append((
+                    rests[i].fd,
+                    rests[i].mask,
+                    rests[i].is_reset != 0,
+                    rests[i].data[:rests[i].length] if rests[i].length else b"",
+                    rests[i].unsent[:rests[i].unsent_length] if rests[i].unsent_length else b"",
+                ))
+        cdef const uint64_t *counts = pump_counts(self._pump)
+        return handed, (counts[0], counts[1], counts[2])
+
+    @property
+    def compute_seconds(self):
+        """How long the last tick computed."""
+        return pump_compute_nanoseconds(self._pump) / 1e9
+
+    def served_at(self, int fd):
+        """When a connection was last served, in seconds of CLOCK_MONOTONIC; 0 if never."""
+        return pump_served_at(self._pump, fd) / 1e9
+
+    @property
+    def last_request(self):
+        """The last request that was answered well: who asked it, and its bytes."""
+        cdef size_t length
+        cdef int fd
+        cdef const uint8_t *request = pump_last_request(self._pump, &length, &fd)
+        return fd, <bytes>request[:length]

@@ -1,0 +1,99 @@
+/* The native half of the tick: for the hottest commands on quiet connections it reads, decodes, computes, encodes and
+ * writes, for all ready connections as one batch. Everything else it hands up, untouched, for Python to do.
+ *
+ * It knows the fixed shapes of three requests and their good answers. A request that is not exactly of such a shape,
+ * whose key it has not been told, or whose answer would be a refusal, is not its business: the bytes go to Python, and
+ * Python decides, answers, logs. So there is one set of rules, and this is a short cut through it.
+ */
+#ifndef KEYD_PUMP_H
+#define KEYD_PUMP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../crypto/native/card.h"
+
+/* As Python's MAX_CHUNK: what is read of a connection in a tick, and can be handed up at once. */
+#define PUMP_READ_BYTES (64 * 1024)
+
+/* More requests than one read can hold: the shortest of them has 80 bytes. */
+#define PUMP_READ_REQUESTS 1024
+
+/* Requests computed as one batch. Larger ticks are computed in parts. */
+#define PUMP_MAX_TASKS 4096
+
+/* Connections in one part of a tick; each may read PUMP_READ_BYTES. */
+#define PUMP_MAX_PEERS 64
+
+/* Readiness taken at once; the rest is reported again. */
+#define PUMP_MAX_EVENTS 1024
+
+/* The longest good answer: [1, msgid, nil, [reply 16, APDU 21, [REGION_MISMATCH]]]. */
+#define PUMP_MAX_ANSWER 80
+
+typedef enum { PUMP_INTERNAL_AUTHENTICATE = 0, PUMP_INTERNAL_CRYPTOGRAM, PUMP_EXTERNAL_AUTHENTICATE, PUMP_KINDS } pump_kind;
+
+/* What a request must name, exactly, for the pump to know its key. */
+typedef struct {
+    uint8_t kind;
+    uint8_t generation;
+    uint16_t address;
+    uint8_t algorithm;
+    uint8_t region[3];
+} pump_place;
+
+typedef struct {
+    arena_handle city;
+    arena_algorithm algorithm;
+    uint8_t key_id; /* P2 of EXTERNAL AUTHENTICATE. */
+} pump_route;
+
+/* Something for Python: an event that is not the pump's, or what a connection said beyond the hot requests. */
+typedef struct {
+    int fd;
+    uint32_t mask;        /* An event as epoll gave it, or 0. */
+    int is_reset;         /* The connection broke. */
+    const uint8_t *data;  /* Read, and not the pump's; until the next part of the tick. */
+    size_t length;
+    const uint8_t *unsent; /* Answers that did not leave. */
+    size_t unsent_length;
+} pump_rest;
+
+typedef struct pump pump;
+
+/* How tasks are computed: card.h's functions, handed in because they live in another extension. */
+typedef struct {
+    void (*measure)(card_task *task);
+    void (*compute)(card_task *tasks, size_t n);
+} pump_cards;
+
+pump *pump_new(int epoll_fd, pump_cards cards);
+void pump_free(pump *p);
+
+/* Let the pump serve a connection, or no more. It is to be admitted only while Python holds nothing of it: no bytes
+ * unparsed, no answers unsent, and an authenticated terminal. Returns 0, or -1 without memory. */
+int pump_admit(pump *p, int fd);
+void pump_dismiss(pump *p, int fd);
+
+/* Tell the pump a key. Returns 0, or -1 if it knows as many as it can. */
+int pump_learn(pump *p, pump_place place, pump_route route);
+void pump_forget(pump *p);
+
+/* Take readiness from epoll without waiting. Returns the number of events. */
+int pump_poll(pump *p);
+
+/* Serve the next part of what was polled. Returns the number of rests, which stand in *rests until the next call;
+ * *is_done is set after the last part. */
+size_t pump_part(pump *p, const pump_rest **rests, int *is_done);
+
+/* Counted since the last call of pump_poll, by kind, and how long was computed, in nanoseconds. */
+const uint64_t *pump_counts(const pump *p);
+uint64_t pump_compute_nanoseconds(const pump *p);
+
+/* CLOCK_MONOTONIC nanoseconds when a connection was last served, 0 if never. */
+uint64_t pump_served_at(const pump *p, int fd);
+
+/* The last request that was answered well and who asked it, for the sampled log; its length is 0 if there is none. */
+const uint8_t *pump_last_request(const pump *p, size_t *length, int *fd);
+
+#endif

@@ -1,0 +1,64 @@
+"""What the pump may know: keys of hot requests that went the long way and were answered well.
+
+The pump is a short cut through the rules, so it is told nothing in advance. A request is decided by Python first, and
+only the place that it named (kind, generation, address, algorithm, region) is short from then on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from keyd.keys.hierarchy import Region, card_diversifier
+from keyd.protocol.messages.card import (
+    ExternalAuthenticate,
+    InternalAuthenticate,
+    InternalCryptogram,
+)
+
+if TYPE_CHECKING:
+    from keyd.handlers.services import Services
+    from keyd.keys.ring import KeyRing
+    from keyd.protocol.fields import Request
+    from keyd.pump._pump import Pump
+
+# The pump's kinds, by the request that they short-cut.
+KINDS: Final[dict[type[Request[Any]], int]] = {
+    InternalAuthenticate: 0,
+    InternalCryptogram: 1,
+    ExternalAuthenticate: 2,
+}
+
+
+class Routes:
+    """Tells a pump the keys that good answers used."""
+
+    def __init__(self, pump: Pump, ring: KeyRing, services: Services) -> None:
+        self._pump = pump
+        self._ring = ring
+        self._services = services
+
+    def learn(self, request: Request[Any]) -> None:
+        """Let the pump answer requests like this one, which has just been answered well."""
+        kind = KINDS.get(type(request))
+        if kind is None or self._services.has_failed_selftest:
+            return
+        request = cast("InternalAuthenticate | InternalCryptogram | ExternalAuthenticate", request)
+        card = request.card
+        profile = self._services.profiles[card.generation]
+        if profile.card_diversifier is not card_diversifier:
+            return  # the pump knows the one rule
+        key_id = profile.keys[request.address].card_key_id
+        if key_id is None and kind == KINDS[ExternalAuthenticate]:
+            return  # the answer has no APDU, which is no shape of the pump's
+        region = card.card_id[:3]
+        city = self._ring.maybe_city(request.address, card.algorithm, Region(region.hex()))
+        if city is not None:
+            self._pump.learn(
+                kind,
+                card.generation,
+                request.address,
+                card.algorithm,
+                region,
+                city,
+                key_id or 0,
+            )
