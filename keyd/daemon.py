@@ -117,7 +117,7 @@ class Daemon:
         pump_type = None if os.environ.get("KEYD_TICK") == "python" else Pump
         self._hub = Hub(dispatch, self._meter, self._events, limits, services.clock, pump_type)
         if self._hub.pump is not None:
-            dispatch.learn = Routes(self._hub.pump, ring, services).learn
+            dispatch.short_cut = Routes(self._hub.pump, ring, services)
         self._show()
 
     async def run(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -70,6 +70,16 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
     items: int | None
 
 
+class ShortCut(Protocol):
+    """Something that answers requests like those that it has learnt, without this pipeline."""
+
+    def learn(self, request: Request[Any]) -> None:
+        """Take note of a request that has just been answered well."""
+
+    def forget(self) -> None:
+        """Answer nothing any more until something is learnt again."""
+
+
 class Dispatch:
     """One keyd's pipeline."""
 
@@ -77,8 +87,7 @@ class Dispatch:
         self._services = services
         self._meter = meter
         self._events = events
-        # Told of every request that was answered well: what a short cut may learn from.
-        self.learn: Callable[[Request[Any]], None] | None = None
+        self.short_cut: ShortCut | None = None
 
     def run(self, asks: Sequence[tuple[Session, Ask]]) -> list[bytes | Slow]:
         """Decide on everything that arrived in a tick; return an answer for each, in order."""
@@ -86,7 +95,7 @@ class Dispatch:
         for session, ask in asks:
             tick.start(session, ask)
         tick.compute()
-        return tick.finish(self._meter, self.learn)
+        return tick.finish(self._meter, self.short_cut)
 
     def sample_pumped(self, session: Session, request_bytes: bytes, times: int) -> None:
         """Log one of the requests that the pump has answered, if one is due."""
@@ -113,6 +122,9 @@ class Dispatch:
         status = outcome.status if isinstance(outcome, Refusal) else Status.OK
         self._meter.count({(slow.command.method, status): 1})
         self._meter.show_selftest(self._services.selftest)
+        if self._services.has_failed_selftest and self.short_cut is not None:
+            # Only the long way refuses.
+            self.short_cut.forget()
         if isinstance(outcome, Refusal):
             return refusal_bytes(slow.msgid, outcome)
         return answer_bytes(slow.msgid, outcome)
@@ -230,9 +242,7 @@ class _Tick:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._outcomes[place] = self._bug(error, place)
 
-    def finish(
-        self, meter: Meter, learn: Callable[[Request[Any]], None] | None
-    ) -> list[bytes | Slow]:
+    def finish(self, meter: Meter, short_cut: ShortCut | None) -> list[bytes | Slow]:
         """Measure, log and encode."""
         counts: Counts[tuple[str, Status]] = Counts()
         answers: list[bytes | Slow] = []
@@ -250,8 +260,8 @@ class _Tick:
                     continue
                 counts[asked.method, Status.OK] += 1
                 request = self._requests[asked.first]
-                if learn is not None and request is not None:
-                    learn(request)
+                if short_cut is not None and request is not None:
+                    short_cut.learn(request)
                 answers.append(answer_bytes(asked.msgid, outcome))
                 continue
             items: list[tuple[Any, Any]] = []

@@ -62,3 +62,7 @@ class Routes:
                 city,
                 key_id or 0,
             )
+
+    def forget(self) -> None:
+        """Let everything go the long way again."""
+        self._pump.forget()

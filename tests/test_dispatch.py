@@ -854,3 +854,36 @@ def test_the_totals_are_what_status_shows(keyd: Keyd) -> None:
     counters = keyd.ok(terminal, "daemon.status")[7]
     assert counters["requests"] == 2 + 1 + 2
     assert counters["refusals"] == 2
+
+
+# --- the short cut
+
+
+class Learning:
+    """A short cut that only takes notes."""
+
+    def __init__(self) -> None:
+        self.learnt: list[str] = []
+
+    def learn(self, request: Any) -> None:
+        self.learnt.append(type(request).__name__)
+
+    def forget(self) -> None:
+        self.learnt.append("forgot")
+
+
+async def test_a_short_cut_learns_good_answers_only_and_forgets_when_a_selftest_fails(
+    keyd: Keyd,
+) -> None:
+    terminal, nobody = keyd.terminal(), keyd.session()
+    keyd.dispatch.short_cut = noted = Learning()
+    keyd.ok(terminal, "daemon.random", 8)
+    keyd.say(nobody, "daemon.random", 8)
+    keyd.say(terminal, "daemon.random", 0)
+    keyd.say(terminal, "card.internal_cryptogram", b"junk")
+    assert noted.learnt == ["AskRandom"]
+    keyd.services.has_failed_selftest = True
+    (slow,) = keyd.tick((terminal, Ask(1, "daemon.selftest", [])))
+    assert isinstance(slow, Slow)
+    await keyd.dispatch.run_slow(slow)
+    assert noted.learnt == ["AskRandom", "forgot"]

@@ -74,23 +74,26 @@ cdef class Pump:
         """Leave this connection to Python."""
         pump_dismiss(self._pump, fd)
 
-    def learn(self, int kind, int generation, int address, int algorithm, bytes region not None, city, int key_id):
-        """Take a city key for requests that name exactly this. Returns whether there was room."""
+    def learn(
+        self, int kind, uint8_t generation, uint16_t address, uint8_t algorithm, bytes region not None, city,
+        uint8_t key_id
+    ):
+        """Take a city key for requests that name exactly this. Returns whether there was room beside all others."""
         if not 0 <= kind < PUMP_KINDS or len(region) != 3:
             raise ValueError("no such kind, or a region is not 3 bytes")
         cdef const uint8_t[:] digits = region
         cdef pump_place place
         place.kind = <uint8_t>kind
-        place.generation = <uint8_t>generation
-        place.address = <uint16_t>address
-        place.algorithm = <uint8_t>algorithm
+        place.generation = generation
+        place.address = address
+        place.algorithm = algorithm
         place.region[0] = digits[0]
         place.region[1] = digits[1]
         place.region[2] = digits[2]
         cdef pump_route route
         route.city = <arena_handle>city.number
         route.algorithm = <arena_algorithm><int>city.algorithm
-        route.key_id = <uint8_t>key_id
+        route.key_id = key_id
         return pump_learn(self._pump, place, route) == 0
 
     def forget(self):
@@ -129,7 +132,7 @@ cdef class Pump:
         return pump_compute_nanoseconds(self._pump) / 1e9
 
     def served_at(self, int fd):
-        """When a connection was last served, in seconds of CLOCK_MONOTONIC; 0 if never."""
+        """When a descriptor was last served, in seconds of CLOCK_MONOTONIC; 0 if never. See pump.h."""
         return pump_served_at(self._pump, fd) / 1e9
 
     @property

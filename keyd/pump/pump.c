@@ -141,7 +141,6 @@ int pump_admit(pump *p, int fd) {
         p->fds = wanted;
     }
     p->admitted[fd] = 1;
-    p->served_at[fd] = 0;
     return 0;
 }
 
@@ -151,13 +150,15 @@ void pump_dismiss(pump *p, int fd) {
 
 int pump_learn(pump *p, pump_place place, pump_route route) {
     route_cell *cell = find(p, packed(place));
-    if (cell->place == 0) {
-        if (p->routes_used >= MAX_ROUTES) return -1;
-        p->routes_used++;
+    int had_room = cell->place != 0 || p->routes_used < MAX_ROUTES;
+    if (!had_room) {
+        pump_forget(p);
+        cell = find(p, packed(place));
     }
+    if (cell->place == 0) p->routes_used++;
     cell->place = packed(place);
     cell->route = route;
-    return 0;
+    return had_room ? 0 : -1;
 }
 
 void pump_forget(pump *p) {

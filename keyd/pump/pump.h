@@ -75,7 +75,8 @@ void pump_free(pump *p);
 int pump_admit(pump *p, int fd);
 void pump_dismiss(pump *p, int fd);
 
-/* Tell the pump a key. Returns 0, or -1 if it knows as many as it can. */
+/* Tell the pump a key. If it knows as many as it can, it lets go of all the others first and returns -1, else 0: most of
+ * so many name keys that are long gone, and what is still asked for is soon learnt again. */
 int pump_learn(pump *p, pump_place place, pump_route route);
 void pump_forget(pump *p);
 
@@ -90,7 +91,8 @@ size_t pump_part(pump *p, const pump_rest **rests, int *is_done);
 const uint64_t *pump_counts(const pump *p);
 uint64_t pump_compute_nanoseconds(const pump *p);
 
-/* CLOCK_MONOTONIC nanoseconds when a connection was last served, 0 if never. */
+/* CLOCK_MONOTONIC nanoseconds when a descriptor was last served, 0 if never. It is kept while a connection is dismissed
+ * for a while, and so may be an earlier connection's: then it lies before this one was opened. */
 uint64_t pump_served_at(const pump *p, int fd);
 
 /* The last request that was answered well and who asked it, for the sampled log; its length is 0 if there is none. */
