@@ -34,6 +34,9 @@ MAX_ANSWER_ARRAY: Final = 1024
 # The longest method name has 32 characters; a longer one is not ours.
 MAX_METHOD: Final = 64
 
+# As many as a busy tick has connections with something half said; the rest are made and let go.
+MAX_FREE_UNPACKERS: Final = 64
+
 ASK: Final = 0
 ANSWER: Final = 1
 NOTIFICATION: Final = 2
@@ -61,37 +64,64 @@ class Answer(NamedTuple):
     result: Any
 
 
-class _Reader:
-    """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
-
-    __slots__ = ("_fed", "_limit", "_max_array", "_start", "_unpacker", "is_broken")
+class _Unpackers:
+    """Unpackers that are not in use. One has 60 KiB, so ten thousand idle connections must not have one each."""
 
     def __init__(self, limit: int, max_array: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._max_array = max_array
-        self._fed = 0
-        # Where the message that comes next begins. The unpacker's own tell() moves within a partial one.
-        self._start = 0
-        self.is_broken = False
-        self._unpacker = self._new_unpacker()
+        self._free: list[msgpack.Unpacker] = []
 
-    def _new_unpacker(self) -> msgpack.Unpacker:
+    def take(self) -> msgpack.Unpacker:
+        """Return an unpacker that holds nothing."""
+        try:
+            return self._free.pop()  # at once, since clients of several threads share this
+        except IndexError:
+            return self._new()
+
+    def give(self, unpacker: msgpack.Unpacker) -> None:
+        """Give back an unpacker that has returned everything it was fed."""
+        if len(self._free) < MAX_FREE_UNPACKERS:
+            self._free.append(unpacker)
+
+    def _new(self) -> msgpack.Unpacker:
         return msgpack.Unpacker(
             raw=False,
             use_list=True,
             strict_map_key=True,
-            max_buffer_size=self._limit + MAX_CHUNK,
-            max_str_len=self._limit,
-            max_bin_len=self._limit,
+            max_buffer_size=self.limit + MAX_CHUNK,
+            max_str_len=self.limit,
+            max_bin_len=self.limit,
             max_array_len=self._max_array,
             # keyd's requests have no maps; its status has one, of counters.
             max_map_len=self._max_array,
             max_ext_len=0,
         )
 
+
+class _Reader:
+    """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
+
+    __slots__ = ("_fed", "_start", "_unpacker", "_unpackers", "is_broken")
+
+    def __init__(self, unpackers: _Unpackers) -> None:
+        self._unpackers = unpackers
+        # Only while there are bytes of an unfinished message, or messages that were not asked for yet.
+        self._unpacker: msgpack.Unpacker | None = None
+        # Places in the unpacker's stream: where what was fed ends, and where the message that comes next
+        # begins. The unpacker's own tell() moves within a partial message.
+        self._fed = 0
+        self._start = 0
+        self.is_broken = False
+
     def feed_untrusted(self, data: bytes | bytearray | memoryview) -> None:
         if len(data) > MAX_CHUNK:
             raise LocalProtocolError(f"at most {MAX_CHUNK} bytes may be fed at once")
+        if self.is_broken or not data:
+            return
+        if self._unpacker is None:
+            self._unpacker = self._unpackers.take()
+            self._fed = self._start = self._unpacker.tell()
         self._fed += len(data)
         try:
             self._unpacker.feed(data)
@@ -102,31 +132,41 @@ class _Reader:
         """Return the next object; raise `msgpack.OutOfData` when there is no whole one."""
         if self.is_broken:
             raise RemoteProtocolError("the connection already broke the protocol")
+        unpacker = self._unpacker
+        if unpacker is None:
+            raise msgpack.OutOfData
         try:
-            message = self._unpacker.unpack()
+            message = unpacker.unpack()
         except msgpack.OutOfData:
-            if self._fed - self._start > self._limit:
+            if self._fed - self._start > self._unpackers.limit:
                 self._fail("a message is larger than the limit")
             raise
         except (ValueError, TypeError, RecursionError, OverflowError):
             # FormatError, StackError, limits and bad UTF-8 are ValueErrors; an unhashable map key is a
             # TypeError. The library's words may quote the bytes, so ours replace them.
             self._fail("the bytes are not MessagePack within the limits")
-        end = self._unpacker.tell()
-        if end - self._start > self._limit:
+        end = unpacker.tell()
+        if end - self._start > self._unpackers.limit:
             self._fail("a message is larger than the limit")
         self._start = end
+        if end == self._fed:
+            self._unpacker = None
+            self._unpackers.give(unpacker)
         return message
 
     @property
     def has_partial(self) -> bool:
         """Whether bytes of an unfinished message are waiting."""
-        return self._fed > self._start
+        return self._unpacker is not None
 
     def _fail(self, detail: str) -> NoReturn:
         self.is_broken = True
-        self._unpacker = self._new_unpacker()  # lets go of what was buffered
+        self._unpacker = None  # lets go of what was buffered
         raise RemoteProtocolError(detail) from None
+
+
+_ASK_UNPACKERS: Final = _Unpackers(MAX_MESSAGE, MAX_ARRAY)
+_ANSWER_UNPACKERS: Final = _Unpackers(MAX_ANSWER, MAX_ANSWER_ARRAY)
 
 
 class ServerConnection:
@@ -135,7 +175,7 @@ class ServerConnection:
     __slots__ = ("_reader",)
 
     def __init__(self) -> None:
-        self._reader = _Reader(MAX_MESSAGE, MAX_ARRAY)
+        self._reader = _Reader(_ASK_UNPACKERS)
 
     def receive_data_untrusted(self, data: bytes | bytearray | memoryview) -> None:
         """Take what the peer sent, at most MAX_CHUNK bytes.
@@ -207,7 +247,7 @@ class ClientConnection:
     __slots__ = ("_next_msgid", "_reader")
 
     def __init__(self) -> None:
-        self._reader = _Reader(MAX_ANSWER, MAX_ANSWER_ARRAY)
+        self._reader = _Reader(_ANSWER_UNPACKERS)
         self._next_msgid = 0
 
     def ask(self, method: str, params: Any) -> tuple[int, bytes]:
