@@ -6,14 +6,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from bench import server
+from bench import kernels, limits, server, timing
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each suite adds its options to a parser and runs from what was parsed.
-SUITES: Final = {"server": server}
+SUITES: Final = {"kernels": kernels, "timing": timing, "server": server, "limits": limits}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -63,3 +63,8 @@ def cpu_seconds(pid: int) -> float:
     # The name is in parentheses and may hold anything, so the fields are counted from the last one.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[_UTIME]) + int(fields[_STIME])) / _TICKS_PER_SECOND
+
+
+def waiting_seconds(pid: int) -> float:
+    """Return how long a process's first thread was ready and did not run, because others had its CPU."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9

@@ -1,6 +1,8 @@
-/* The load generator: a closed loop over many connections, in one thread.
+/* The load generator: a closed or an open loop over many connections, in one thread.
  *
- * Each connection keeps `depth` requests outstanding. Requests and answers come prepared from Python as two
+ * In the closed loop each connection keeps `depth` requests outstanding. In the open loop requests are sent when they
+ * are due, answered or not, in turn over the connections; a latency then counts from the moment when the request was
+ * due, so that neither a late generator nor a stalled server makes the waiting look shorter. Requests and answers come prepared from Python as two
  * tables of fixed-length entries, and every connection goes round the tables from a place of its own, so that
  * this file knows no protocol: it sends bytes, compares every byte that comes back with the one that must,
  * and keeps the time. The tables repeat their first `depth` entries at the end, so that whatever is
@@ -18,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,6 +43,10 @@ struct plan {
     const uint8_t *answers;
     uint64_t *histogram;
     uint64_t request_bytes, answer_bytes, pool, connections, depth, duration_ns, buckets;
+    /* The open loop only: when each request is due, from the beginning, ascending; and how late they were sent. */
+    const uint64_t *due_ns;
+    uint64_t *lateness;
+    uint64_t due;
 };
 
 struct result {
@@ -92,12 +99,17 @@ static enum outcome send_all(int fd, const uint8_t *data, uint64_t count)
     return DONE;
 }
 
-static enum outcome ask(const struct plan *plan, struct connection *c, uint64_t count)
+static void count_in(const struct plan *plan, uint64_t *histogram, uint64_t value)
+{
+    uint64_t bucket = bucket_of(value);
+    histogram[bucket < plan->buckets ? bucket : plan->buckets - 1]++;
+}
+
+static enum outcome ask(const struct plan *plan, struct connection *c, uint64_t count, uint64_t when)
 {
     uint64_t first = c->next_request;
-    uint64_t now = now_ns(CLOCK_MONOTONIC);
     for (uint64_t i = 0; i < count; i++)
-        c->sent_at[(c->oldest + c->outstanding + i) % plan->depth] = now;
+        c->sent_at[(c->oldest + c->outstanding + i) % plan->depth] = when;
     c->outstanding += count;
     c->next_request = (first + count) % plan->pool;
     return send_all(c->fd, plan->requests + first * plan->request_bytes, count * plan->request_bytes);
@@ -120,10 +132,8 @@ static enum outcome hear(const struct plan *plan, struct connection *c, struct r
     uint64_t whole = (partial + (uint64_t)count) / plan->answer_bytes;
     c->received = (c->received + (uint64_t)count) % (plan->pool * plan->answer_bytes);
     for (uint64_t i = 0; i < whole; i++) {
-        if (now <= end) {
-            uint64_t bucket = bucket_of(now - c->sent_at[c->oldest]);
-            plan->histogram[bucket < plan->buckets ? bucket : plan->buckets - 1]++;
-        }
+        if (now <= end)
+            count_in(plan, plan->histogram, now - c->sent_at[c->oldest]);
         c->oldest = c->oldest + 1 == plan->depth ? 0 : c->oldest + 1;
     }
     c->outstanding -= whole;
@@ -131,37 +141,93 @@ static enum outcome hear(const struct plan *plan, struct connection *c, struct r
     if (now > end)
         return DONE;
     result->answered_in_time += whole;
-    return whole ? ask(plan, c, whole) : DONE;
+    return whole && !plan->due ? ask(plan, c, whole, now_ns(CLOCK_MONOTONIC)) : DONE;
 }
 
-static enum outcome loop(const struct plan *plan, struct connection *connections, struct result *result,
-                         uint8_t *buffer, int epoll)
+static enum outcome hear_ready(const struct plan *plan, const struct epoll_event *events, int ready,
+                               struct result *result, uint8_t *buffer, uint64_t end, uint64_t *outstanding)
 {
-    struct epoll_event events[MAX_EVENTS];
-    uint64_t end = now_ns(CLOCK_MONOTONIC) + plan->duration_ns;
-    uint64_t asked_in_all = 0;
-    enum outcome outcome;
+    for (int i = 0; i < ready; i++) {
+        struct connection *c = events[i].data.ptr;
+        uint64_t before = c->outstanding;
+        enum outcome outcome = hear(plan, c, result, buffer, end);
+        if (outcome != DONE)
+            return outcome;
+        *outstanding = *outstanding + c->outstanding - before;
+    }
+    return DONE;
+}
+
+static enum outcome watch(const struct plan *plan, struct connection *connections, int epoll)
+{
     for (uint64_t i = 0; i < plan->connections; i++) {
         struct epoll_event event = {.events = EPOLLIN, .data.ptr = &connections[i]};
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, connections[i].fd, &event) < 0)
             return SYSTEM_ERROR;
-        if ((outcome = ask(plan, &connections[i], plan->depth)) != DONE)
-            return outcome;
-        asked_in_all += plan->depth;
     }
-    while (asked_in_all) {
+    return DONE;
+}
+
+static enum outcome closed_loop(const struct plan *plan, struct connection *connections, struct result *result,
+                                uint8_t *buffer, int epoll)
+{
+    struct epoll_event events[MAX_EVENTS];
+    uint64_t end = now_ns(CLOCK_MONOTONIC) + plan->duration_ns;
+    uint64_t outstanding = 0;
+    enum outcome outcome;
+    for (uint64_t i = 0; i < plan->connections; i++) {
+        if ((outcome = ask(plan, &connections[i], plan->depth, now_ns(CLOCK_MONOTONIC))) != DONE)
+            return outcome;
+        outstanding += plan->depth;
+    }
+    while (outstanding) {
         int ready = epoll_wait(epoll, events, MAX_EVENTS, PATIENCE_MS);
         if (ready == 0)
             return SILENT;
         if (ready < 0 && errno != EINTR)
             return SYSTEM_ERROR;
-        for (int i = 0; i < ready; i++) {
-            struct connection *c = events[i].data.ptr;
-            uint64_t before = c->outstanding;
-            if ((outcome = hear(plan, c, result, buffer, end)) != DONE)
+        if ((outcome = hear_ready(plan, events, ready, result, buffer, end, &outstanding)) != DONE)
+            return outcome;
+    }
+    return DONE;
+}
+
+static enum outcome open_loop(const struct plan *plan, struct connection *connections, struct result *result,
+                              uint8_t *buffer, int epoll)
+{
+    struct epoll_event events[MAX_EVENTS];
+    uint64_t start = now_ns(CLOCK_MONOTONIC), heard = start;
+    uint64_t outstanding = 0, asked = 0;
+    enum outcome outcome;
+    prctl(PR_SET_TIMERSLACK, 1); /* Otherwise timers are 50 us late, to spare a laptop's battery. */
+    while (asked < plan->due || outstanding) {
+        uint64_t now = now_ns(CLOCK_MONOTONIC);
+        for (; asked < plan->due && start + plan->due_ns[asked] <= now; now = now_ns(CLOCK_MONOTONIC)) {
+            struct connection *c = &connections[asked % plan->connections];
+            /* As far behind as that, the server is as good as silent. */
+            if (c->outstanding == plan->depth)
+                return SILENT;
+            count_in(plan, plan->lateness, now - start - plan->due_ns[asked]);
+            if ((outcome = ask(plan, c, 1, start + plan->due_ns[asked])) != DONE)
                 return outcome;
-            asked_in_all = asked_in_all + c->outstanding - before;
+            asked++;
+            outstanding++;
         }
+        /* It sleeps until something is due: who spins is punished by the scheduler, on a CPU that others use too. */
+        uint64_t pause = (uint64_t)PATIENCE_MS * 1000000u;
+        if (asked < plan->due)
+            pause = start + plan->due_ns[asked] > now ? start + plan->due_ns[asked] - now : 0;
+        struct timespec timeout = {(time_t)(pause / 1000000000u), (long)(pause % 1000000000u)};
+        int ready = epoll_pwait2(epoll, events, MAX_EVENTS, &timeout, NULL);
+        if (ready < 0 && errno != EINTR)
+            return SYSTEM_ERROR;
+        if (ready > 0 || !outstanding)
+            heard = now;
+        else if (now - heard > (uint64_t)PATIENCE_MS * 1000000u)
+            return SILENT;
+        /* Whatever was due counts, however late its answer comes. */
+        if ((outcome = hear_ready(plan, events, ready, result, buffer, UINT64_MAX, &outstanding)) != DONE)
+            return outcome;
     }
     return DONE;
 }
@@ -184,7 +250,11 @@ int bench_run(const struct plan *plan, struct result *result)
             c->received = c->next_request * plan->answer_bytes;
             c->sent_at = sent_at + i * plan->depth;
         }
-        outcome = loop(plan, connections, result, buffer, epoll);
+        outcome = watch(plan, connections, epoll);
+        if (outcome == DONE && plan->due)
+            outcome = open_loop(plan, connections, result, buffer, epoll);
+        else if (outcome == DONE)
+            outcome = closed_loop(plan, connections, result, buffer, epoll);
     }
     result->error_number = outcome == SYSTEM_ERROR ? errno : 0;
     result->elapsed_ns = now_ns(CLOCK_MONOTONIC) - started;

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
+import itertools
 import os
-import shutil
-import subprocess
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from bench.building import shared_library
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from bench.workload import Pool
 
 _SOURCE: Final = Path(__file__).with_name("loadgen.c")
-_BUILD: Final = Path(__file__).with_name("build")
 
-COMPILER: Final = "gcc"
-FLAGS: Final = ("-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
+FLAGS: Final = ("-O2", "-std=c11", "-Wall", "-Wextra", "-Werror")
 
 # As in loadgen.c: 128 steps to every doubling of nanoseconds, up to half a minute.
 _STEP_BITS: Final = 7
@@ -41,6 +39,16 @@ _FAULTS: Final = {
 }
 
 
+# What is kept of a histogram, besides the medians and 99th percentiles that tables show.
+PERCENTILES: Final = {"p50": 0.50, "p90": 0.90, "p99": 0.99, "p99.9": 0.999}
+
+# The schedule of an open loop is drawn anew with every seed, and is the same in every run.
+_SEED: Final = 20261123
+
+# Requests that may be outstanding on one connection of an open loop before the run ends: some ten seconds' worth.
+_OPEN_DEPTH: Final = 256
+
+
 class Load(NamedTuple):
     """What the generator saw. Latencies in seconds."""
 
@@ -52,6 +60,18 @@ class Load(NamedTuple):
     elapsed: float
     # How much of the time the generator itself was computing, 0 to 1.
     busy: float
+    # By the names of PERCENTILES.
+    latencies: dict[str, float]
+
+
+class OpenLoad(NamedTuple):
+    """What an open loop saw, by the names of PERCENTILES, in seconds."""
+
+    answered: int
+    # From the moment when a request was due to its answer.
+    latencies: dict[str, float]
+    # From the moment when a request was due to its sending: the generator's own share of the latency.
+    lateness: dict[str, float]
 
 
 class _Plan(ctypes.Structure):
@@ -67,6 +87,9 @@ class _Plan(ctypes.Structure):
         ("depth", ctypes.c_uint64),
         ("duration_ns", ctypes.c_uint64),
         ("buckets", ctypes.c_uint64),
+        ("due_ns", ctypes.c_void_p),
+        ("lateness", ctypes.c_void_p),
+        ("due", ctypes.c_uint64),
     )
 
 
@@ -80,11 +103,6 @@ class _Result(ctypes.Structure):
     )
 
 
-def is_available() -> bool:
-    """Whether there is a compiler."""
-    return shutil.which(COMPILER) is not None
-
-
 def generate(
     connections: Sequence[socket.socket], pool: Pool, point: Point, seconds: float
 ) -> Load:
@@ -93,37 +111,81 @@ def generate(
     Raises:
         BenchError: an answer was wrong, or did not come. There is no such thing as a few errors.
     """
-    fds = (ctypes.c_int32 * len(connections))(*(sock.fileno() for sock in connections))
     histogram = (ctypes.c_uint64 * _BUCKETS)()
+    result = _run(connections, pool, point.depth, histogram, duration_ns=int(seconds * 1e9))
+    if not result.answered_in_time:
+        raise BenchError(f"nothing was answered within {seconds} seconds")
+    latencies = _percentiles(histogram)
+    return Load(
+        rate=result.answered_in_time / seconds,
+        p50=latencies["p50"],
+        p99=latencies["p99"],
+        answered=result.answered,
+        elapsed=result.elapsed_ns / 1e9,
+        busy=result.cpu_ns / result.elapsed_ns,
+        latencies=latencies,
+    )
+
+
+def offer(
+    connections: Sequence[socket.socket], pool: Pool, rate: float, seconds: float
+) -> OpenLoad:
+    """Offer a server so many requests a second, whether or not it has answered the last ones.
+
+    They come as from many terminals that do not know of each other: at random, with exponential gaps.
+
+    Raises:
+        BenchError: an answer was wrong or did not come, or the server is seconds behind.
+    """
+    chance = random.Random(_SEED)  # noqa: S311 -- a schedule is no secret.
+    gaps = (chance.expovariate(rate) * 1e9 for _ in range(int(rate * seconds)))
+    due = [int(at) for at in itertools.accumulate(gaps)]
+    if not due:
+        raise BenchError(f"{rate} requests a second for {seconds} seconds are none")
+    histogram = (ctypes.c_uint64 * _BUCKETS)()
+    lateness = (ctypes.c_uint64 * _BUCKETS)()
+    due_ns = (ctypes.c_uint64 * len(due))(*due)
+    result = _run(
+        *(connections, pool, _OPEN_DEPTH, histogram),
+        due_ns=ctypes.addressof(due_ns),
+        lateness=ctypes.addressof(lateness),
+        due=len(due),
+    )
+    return OpenLoad(result.answered, _percentiles(histogram), _percentiles(lateness))
+
+
+def _run(
+    connections: Sequence[socket.socket],
+    pool: Pool,
+    depth: int,
+    histogram: ctypes.Array[ctypes.c_uint64],
+    **how: int,
+) -> _Result:
+    fds = (ctypes.c_int32 * len(connections))(*(sock.fileno() for sock in connections))
     plan = _Plan(
         fds=ctypes.addressof(fds),
-        requests=_table(pool.requests, point.depth),
-        answers=_table(pool.answers, point.depth),
+        requests=_table(pool.requests, depth),
+        answers=_table(pool.answers, depth),
         histogram=ctypes.addressof(histogram),
         request_bytes=len(pool.requests[0]),
         answer_bytes=len(pool.answers[0]),
         pool=len(pool.requests),
         connections=len(connections),
-        depth=point.depth,
-        duration_ns=int(seconds * 1e9),
+        depth=depth,
         buckets=_BUCKETS,
+        **how,
     )
     result = _Result()
     outcome = _library().bench_run(ctypes.byref(plan), ctypes.byref(result))
     if outcome:
         reason = f": {os.strerror(result.error_number)}" if result.error_number else ""
         raise BenchError(f"{_FAULTS[outcome]}{reason}, after {result.answered} right answers")
-    if not result.answered_in_time:
-        raise BenchError(f"nothing was answered within {seconds} seconds")
+    return result
+
+
+def _percentiles(histogram: ctypes.Array[ctypes.c_uint64]) -> dict[str, float]:
     counts = list(histogram)
-    return Load(
-        rate=result.answered_in_time / seconds,
-        p50=quantile(counts, 0.50),
-        p99=quantile(counts, 0.99),
-        answered=result.answered,
-        elapsed=result.elapsed_ns / 1e9,
-        busy=result.cpu_ns / result.elapsed_ns,
-    )
+    return {name: quantile(counts, share) for name, share in PERCENTILES.items()}
 
 
 def echo(listener: socket.socket) -> None:
@@ -152,32 +214,14 @@ def _upper_edge(bucket: int) -> int:
 
 def _table(entries: tuple[bytes, ...], depth: int) -> bytes:
     # What is outstanding is one run of bytes, also where the pool begins again.
-    return b"".join(entries + entries[:depth])
+    return b"".join((*entries, *itertools.islice(itertools.cycle(entries), depth)))
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_built()))
+    library = ctypes.CDLL(str(shared_library("loadgen", {_SOURCE: ()}, FLAGS)))
     library.bench_run.argtypes = (ctypes.POINTER(_Plan), ctypes.POINTER(_Result))
     library.bench_run.restype = ctypes.c_int
     library.bench_echo.argtypes = (ctypes.c_int,)
     library.bench_echo.restype = ctypes.c_int
     return library
-
-
-def _built() -> Path:
-    if not is_available():
-        raise BenchError(f"the load generator is C, and there is no {COMPILER}: apt install gcc")
-    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    target = _BUILD / f"loadgen-{digest}.so"
-    if not target.exists():
-        _BUILD.mkdir(exist_ok=True)
-        # Under another name first: somebody else may be compiling, or loading, at this moment.
-        fresh = target.with_suffix(f".{os.getpid()}")
-        done = subprocess.run(
-            [COMPILER, *FLAGS, "-o", fresh, _SOURCE], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise BenchError(f"{COMPILER} refused loadgen.c:\n{done.stderr}")
-        fresh.replace(target)
-    return target

@@ -71,6 +71,16 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
+def origin(source: Source, date: str, machine: Machine, versions: dict[str, str]) -> list[str]:
+    """Say in a few lines where numbers come from."""
+    return [
+        f"commit {source}; {date}",
+        f"{machine.cpu}, {machine.cpus} CPUs; {machine.kernel}; "
+        f"load before: {' '.join(f'{load:.2f}' for load in machine.load_average)}",
+        "; ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")

@@ -39,6 +39,8 @@ class Run(msgspec.Struct, frozen=True):
     server_cpu_us: float
     server_busy: float
     generator_busy: float
+    # In µs, by the names of `loadgen.PERCENTILES`; redis-benchmark does not say enough.
+    latencies_us: dict[str, float] = {}
 
 
 def measure(
@@ -67,6 +69,7 @@ def measure(
         server_cpu_us=used / load.answered * 1e6,
         server_busy=used / load.elapsed,
         generator_busy=load.busy,
+        latencies_us={name: seconds * 1e6 for name, seconds in load.latencies.items()},
     )
 
 

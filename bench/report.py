@@ -7,9 +7,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from bench.machine import (
     Machine,
@@ -17,25 +14,25 @@ from bench.machine import (
     describe_machine,
     describe_source,
     describe_versions,
+    origin,
 )
 from bench.measure import Run
+from bench.tables import console_table, markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from rich.console import Console
+
 # What all else is compared with; and what is no rival but the ceiling of the measurement.
 BASELINE: Final = "keyd"
 CEILING: Final = "echo"
-
-# The widest table, which a narrower console would fold beyond reading.
-_TABLE_WIDTH: Final = 126
 
 _SERVER_COLUMNS: Final = (
     *("point", "server", "req/s, median", "min – max", "p50 µs", "p99 µs"),
     *("CPU µs/req", "server busy", "generator busy"),
 )
-_TEXT_COLUMNS: Final = frozenset({"point", "server", "ratio of"})
 
 # In both, more is better. A stranger on the server's CPU takes from the first and hardly from the second.
 _COMPARED: Final[tuple[tuple[str, Callable[[Run], float]], ...]] = (
@@ -108,16 +105,11 @@ def ratio_columns(report: Report) -> list[str]:
     return ["point", "ratio of", *(f"{BASELINE} / {other}" for other in _others(report))]
 
 
-def console_for_tables() -> Console:
-    """Return a console that is wide enough, whatever the terminal or the pipe says."""
-    return Console(width=max(Console().width, _TABLE_WIDTH))
-
-
 def print_report(console: Console, report: Report) -> None:
     """Print the tables."""
     console.print("\n".join(_preamble(report)), highlight=False)
-    console.print(_table(_SERVER_COLUMNS, server_rows(report)))
-    console.print(_table(ratio_columns(report), ratio_rows(report)))
+    console.print(console_table(_SERVER_COLUMNS, server_rows(report)))
+    console.print(console_table(ratio_columns(report), ratio_rows(report)))
     console.print(_READING, highlight=False)
 
 
@@ -136,20 +128,17 @@ def markdown(report: Report) -> str:
     parts = (
         f"# {report.suite}, {report.date[:10]}",
         "\n".join(f"- {line}" for line in _preamble(report)),
-        _markdown_table(_SERVER_COLUMNS, server_rows(report)),
-        _markdown_table(ratio_columns(report), ratio_rows(report)),
+        markdown_table(_SERVER_COLUMNS, server_rows(report)),
+        markdown_table(ratio_columns(report), ratio_rows(report)),
         _READING,
     )
     return "\n\n".join(parts) + "\n"
 
 
 def _preamble(report: Report) -> list[str]:
-    machine, settings = report.machine, report.settings
+    settings = report.settings
     return [
-        f"commit {report.source}; {report.date}",
-        f"{machine.cpu}, {machine.cpus} CPUs; {machine.kernel}; "
-        f"load before: {' '.join(f'{load:.2f}' for load in machine.load_average)}",
-        "; ".join(f"{name} {version}" for name, version in report.versions.items()),
+        *origin(report.source, report.date, report.machine, report.versions),
         f"{settings.repetitions} repetitions of {settings.seconds:g} s after "
         f"{settings.warm_up_seconds:g} s of warming up; {settings.pinning}",
     ]
@@ -186,18 +175,3 @@ def _ratio(runs: Sequence[Run], point: str, other: str, value: Callable[[Run], f
     if not ratios:
         return ""
     return f"{median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f})"
-
-
-def _table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        is_text = column in _TEXT_COLUMNS
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
-    for row, following in zip(rows, (*rows[1:], None), strict=True):
-        table.add_row(*row, end_section=following is not None and following[0] != row[0])
-    return table
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    rule = ["---" if column in _TEXT_COLUMNS else "---:" for column in columns]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows))

@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from bench import servers
 from bench.cpus import Cpus, choose_cpus, on_cpu
+from bench.draw import write_charts
 from bench.measure import Run, measure, measure_with_redis_benchmark
 from bench.points import DEFAULT_POINTS, Point, parse_points
 from bench.report import (
@@ -23,10 +24,10 @@ from bench.report import (
     CEILING,
     Report,
     Settings,
-    console_for_tables,
     print_report,
     write_report,
 )
+from bench.tables import console_for_tables
 from bench.workload import card_requests, echoed, redis_requests
 from keyd.client import Client, Enrolment
 from keyd.daemon import DEV_TERMINALS
@@ -103,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
             report.runs.extend(measured)
             progress.advance(task)
     print_report(console, report)
-    for path in write_report(report, options.out):
+    for path in (*write_report(report, options.out), *write_charts(report, options.out)):
         console.print(f"written: {path}", soft_wrap=True)
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from bench import loadgen, server, servers
+from bench import building, loadgen, server, servers
 from bench.cpus import choose_cpus
 from bench.errors import BenchError
 from bench.measure import Run, measure, measure_with_redis_benchmark
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 needs_gcc = pytest.mark.skipif(
-    not loadgen.is_available(), reason="the load generator is C, and there is no gcc"
+    not building.is_available(), reason="the load generator is C, and there is no gcc"
 )
 needs_redis = pytest.mark.skipif(
     not servers.has_redis(), reason="redis-server and redis-tools are not installed"
