@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import heapq
 import os
 import select
 import socket
@@ -103,6 +104,7 @@ class _Peer:
 
     __slots__ = (
         "arrived",
+        "asked_at",
         "close_reason",
         "connection",
         "fd",
@@ -127,6 +129,8 @@ class _Peer:
         self.out = bytearray()
         self.in_flight = 0
         self.arrived = 0.0
+        # When it last said something whole: a trickle of bytes is silence.
+        self.asked_at = 0.0
         self.is_open = True
         # Whether the pump reads it.
         self.is_admitted = False
@@ -179,9 +183,10 @@ class Hub:
         self._backlog: dict[int, _Peer] = {}
         # Deadlines: each holds its peers in the order in which they will expire.
         self._fresh: OrderedDict[_Peer, float] = OrderedDict()
-        self._idle: OrderedDict[_Peer, float] = OrderedDict()
         self._stalled: OrderedDict[_Peer, float] = OrderedDict()
         self._lingering: OrderedDict[_Peer, float] = OrderedDict()
+        # When to look whether a peer has fallen silent: one entry for each, by time, moved only when looked at.
+        self._looks: list[tuple[float, int, _Peer]] = []
         self._accept_again_at: float | None = None
         self._slow = 0
         self._is_draining = False
@@ -354,6 +359,8 @@ class Hub:
             peer.connection.receive_data_untrusted(self._view[:count])
         except RemoteProtocolError as error:
             self._break_off(peer, Malformed(str(error)), "malformed")
+        # What comes next belongs behind this: the pump must not read it before Python is done.
+        self._admit(peer)
         return True
 
     def _take_backlog(self, work: _Work) -> None:
@@ -383,8 +390,8 @@ class Hub:
         if not peer.has_spoken:
             peer.has_spoken = True
             del self._fresh[peer]
-        self._idle[peer] = peer.arrived + self.limits.idle_seconds
-        self._idle.move_to_end(peer)
+            self._look_later(peer, peer.arrived)
+        peer.asked_at = peer.arrived
         session = peer.session
         work.asks.extend([(session, ask) for ask in asks])
         work.askers.append((peer, len(asks)))
@@ -486,6 +493,8 @@ class Hub:
             if wanted:
                 self.pump.admit(peer.fd)
             else:
+                # The pump forgets when it is given the connection again.
+                peer.asked_at = max(peer.asked_at, self.pump.served_at(peer.fd))
                 self.pump.dismiss(peer.fd)
 
     def _register(self, peer: _Peer) -> None:
@@ -608,7 +617,7 @@ class Hub:
         peer.is_open = False
         self._admit(peer)
         del self._peers[peer.fd]
-        for deadlines in (self._fresh, self._idle, self._stalled, self._lingering):
+        for deadlines in (self._fresh, self._stalled, self._lingering):
             deadlines.pop(peer, None)
         self._backlog.pop(peer.fd, None)
         self._epoll.unregister(peer.fd)
@@ -647,21 +656,30 @@ class Hub:
             self._resume_accepting()
         for peer in _expired(self._fresh, now):
             self._break_off(peer, TimedOut("no message came"), "no_first_message")
-        for peer in _expired(self._idle, now):
-            served_at = self.pump.served_at(peer.fd) if self.pump else 0.0
-            if served_at + self.limits.idle_seconds > now:
-                self._idle[peer] = served_at + self.limits.idle_seconds
-            elif peer.in_flight or peer.out:
-                # It waits for us, not we for it; the write deadline bounds that.
-                self._idle[peer] = now + self.limits.idle_seconds
-            else:
-                self._break_off(peer, TimedOut(), "idle")
+        while self._looks and self._looks[0][0] <= now:
+            self._look(heapq.heappop(self._looks)[2], now)
         for peer in _expired(self._stalled, now):
             self._close(peer, "slow_reader")
         for peer in _expired(self._lingering, now):
             self._close(peer, peer.close_reason or "closed")
         if self._is_draining:
             self.wake()
+
+    def _look_later(self, peer: _Peer, spoke_at: float) -> None:
+        entry = (spoke_at + self.limits.idle_seconds, peer.session.number, peer)
+        heapq.heappush(self._looks, entry)
+
+    def _look(self, peer: _Peer, now: float) -> None:
+        """End a connection that has been idle for too long, or look again when it may have been."""
+        if not peer.is_open:
+            return
+        spoke_at = max(peer.asked_at, self.pump.served_at(peer.fd) if self.pump else 0.0)
+        if peer.in_flight or peer.out:
+            spoke_at = now  # it waits for us, not we for it; the write deadline bounds that
+        if spoke_at + self.limits.idle_seconds > now:
+            self._look_later(peer, spoke_at)
+        else:
+            self._break_off(peer, TimedOut(), "idle")
 
     def _drain_step(self) -> None:
         """Read what had arrived, and close every line that is quiet."""

@@ -102,7 +102,7 @@ class _Unpackers:
 class _Reader:
     """Cuts a stream of bytes into MessagePack arrays, within limits, in amortised constant memory."""
 
-    __slots__ = ("_fed", "_start", "_unpacker", "_unpackers", "is_broken")
+    __slots__ = ("_fed", "_start", "_unpacker", "_unpackers", "fault")
 
     def __init__(self, unpackers: _Unpackers) -> None:
         self._unpackers = unpackers
@@ -112,12 +112,13 @@ class _Reader:
         # begins. The unpacker's own tell() moves within a partial message.
         self._fed = 0
         self._start = 0
-        self.is_broken = False
+        # What broke the protocol. Nothing mends it, and every further call says it again.
+        self.fault: str | None = None
 
     def feed_untrusted(self, data: bytes | bytearray | memoryview) -> None:
         if len(data) > MAX_CHUNK:
             raise LocalProtocolError(f"at most {MAX_CHUNK} bytes may be fed at once")
-        if self.is_broken or not data:
+        if self.fault is not None or not data:
             return
         if self._unpacker is None:
             self._unpacker = self._unpackers.take()
@@ -130,8 +131,8 @@ class _Reader:
 
     def next_untrusted(self) -> Any:
         """Return the next object; raise `msgpack.OutOfData` when there is no whole one."""
-        if self.is_broken:
-            raise RemoteProtocolError("the connection already broke the protocol")
+        if self.fault is not None:
+            raise RemoteProtocolError(self.fault)
         unpacker = self._unpacker
         if unpacker is None:
             raise msgpack.OutOfData
@@ -159,8 +160,13 @@ class _Reader:
         """Whether bytes of an unfinished message are waiting."""
         return self._unpacker is not None
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the stream stopped making sense."""
+        return self.fault is not None
+
     def _fail(self, detail: str) -> NoReturn:
-        self.is_broken = True
+        self.fault = detail
         self._unpacker = None  # lets go of what was buffered
         raise RemoteProtocolError(detail) from None
 
@@ -199,9 +205,9 @@ class ServerConnection:
                 asks.append(_ask_from_untrusted(reader.next_untrusted()))
         except msgpack.OutOfData:
             pass
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
             # The good ones come first; the next call raises again, since the reader stays broken.
-            self._reader.is_broken = True
+            reader.fault = str(error)
             if not asks:
                 raise
         return asks
@@ -279,9 +285,9 @@ class ClientConnection:
                 with contextlib.suppress(msgpack.OutOfData):
                     while reader.has_partial or reader.is_broken:
                         answers.append(_answer_from_untrusted(reader.next_untrusted()))
-        except RemoteProtocolError:
+        except RemoteProtocolError as error:
             # The good ones come first; the next call raises again, since the reader stays broken.
-            reader.is_broken = True
+            reader.fault = str(error)
             if not answers:
                 raise
         return answers
