@@ -81,6 +81,9 @@ ACCEPT_PAUSE_SECONDS: Final = 0.1
 # How long a closed line is listened to, so that the last answer is not lost to a reset.
 LINGER_SECONDS: Final = 2.0
 
+# Entries of closed connections in the heap of looks, beside as many as there are open ones.
+MAX_DEAD_LOOKS: Final = 64
+
 # How often deadlines are looked at. Deadlines are seconds, so half of one is exact enough.
 SWEEP_SECONDS: Final = 0.5
 
@@ -623,6 +626,9 @@ class Hub:
         self._epoll.unregister(peer.fd)
         peer.sock.close()
         peer.out.clear()
+        if len(self._looks) > 2 * len(self._peers) + MAX_DEAD_LOOKS:
+            self._looks = [entry for entry in self._looks if entry[2].is_open]
+            heapq.heapify(self._looks)
         self._meter.closed(reason)
         terminal = peer.session.terminal
         self._events.peer(
@@ -692,6 +698,7 @@ class Hub:
             elif peer.is_lingering or peer.has_more or peer.in_flight or peer.out:
                 continue  # not quiet yet
             elif self._read(peer, now):
+                self._register(peer)
                 # Something had arrived: it is answered in the next tick, before the line is closed.
                 peer.has_more = peer.is_open and peer.close_reason is None
                 if peer.has_more:
