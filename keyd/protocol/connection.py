@@ -43,9 +43,7 @@ NOTIFICATION: Final = 2
 
 _MSGID_END: Final = 1 << 32
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
-encode: Final = _ENCODER.encode
-encode_into: Final = _ENCODER.encode_into
+encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):

@@ -7,7 +7,7 @@ A field that does not say otherwise is hidden. `show` marks what may stand in a 
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -155,5 +155,3 @@ Warnings = Annotated[
     tuple[str, ...],
     Meta(extra=SHOW, description="what keyd noticed and let pass: REGION_MISMATCH"),
 ]
-
-Params = list[Any]
