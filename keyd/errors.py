@@ -31,11 +31,20 @@ class Status(enum.IntEnum):
     NOT_AUTHENTICATED = 200
     TERMINAL_NOT_AUTHENTIC = 201
     CHALLENGE_EXPIRED = 202
+    OFFICER_NOT_AUTHENTIC = 203
+    ROLE_MISSING = 204
 
     # 3xx: the keys.
     KEY_NOT_FOUND = 300
     KEY_USAGE = 301
     ALGORITHM_NOT_SUPPORTED = 302
+    KEY_STATE = 303
+    KEY_EXHAUSTED = 304
+    KEY_NOT_VALID_NOW = 305
+    KEY_VERSION = 306
+    DOMAIN_CROSSED = 307
+    EXPORT_REFUSED = 308
+    KEY_BLOCK_REFUSED = 309
 
     # 4xx: the card and what it said.
     CARD_NOT_AUTHENTIC = 400
@@ -50,6 +59,18 @@ class Status(enum.IntEnum):
     OVERLOADED = 502
     KEY_FILE_UNUSABLE = 503
     SELFTEST_FAILED = 504
+    AUDIT_UNAVAILABLE = 505
+    SEALED = 506
+    STORE_UNAVAILABLE = 507
+
+    # 6xx: custody. What officers do, and in which order.
+    PROPOSAL_NOT_FOUND = 600
+    PROPOSAL_CLOSED = 601
+    OWN_PROPOSAL = 602
+    SHARE_REFUSED = 603
+    COMPONENT_REFUSED = 604
+    CHANGED_MEANWHILE = 605
+    NOT_SEALED = 606
 
 
 class Refusal(Exception):  # noqa: N818 - the field's word; what is raised says what happened
@@ -196,6 +217,120 @@ class SelftestFailed(Refusal):
     """A known-answer test failed; no cryptographic answer can be trusted."""
 
     status = Status.SELFTEST_FAILED
+
+
+class OfficerNotAuthentic(Refusal):
+    """The officer is not known, or did not sign this command with this connection's challenge."""
+
+    status = Status.OFFICER_NOT_AUTHENTIC
+
+
+class RoleMissing(Refusal):
+    """Whoever asks does not have the role for this."""
+
+    status = Status.ROLE_MISSING
+
+
+class KeyStateRefused(Refusal):
+    """The key's state does not allow this use."""
+
+    status = Status.KEY_STATE
+
+
+class KeyExhausted(Refusal):
+    """The key has been used as often as it may be."""
+
+    status = Status.KEY_EXHAUSTED
+
+
+class KeyNotValidNow(Refusal):
+    """The key is not valid yet, or not any more."""
+
+    status = Status.KEY_NOT_VALID_NOW
+
+
+class KeyVersionRefused(Refusal):
+    """There is no such version of the key, or it is older than what is accepted."""
+
+    status = Status.KEY_VERSION
+
+
+class DomainCrossed(Refusal):
+    """The keys, or the officer and the key, are of different domains."""
+
+    status = Status.DOMAIN_CROSSED
+
+
+class ExportRefused(Refusal):
+    """The key's header does not allow it to leave in this way."""
+
+    status = Status.EXPORT_REFUSED
+
+
+class KeyBlockRefused(Refusal):
+    """The wrapped key does not open, or is not the key that it is said to be."""
+
+    status = Status.KEY_BLOCK_REFUSED
+
+
+class AuditUnavailable(Refusal):
+    """The journal cannot be written, so nothing is answered that it would have to record."""
+
+    status = Status.AUDIT_UNAVAILABLE
+
+
+class Sealed(Refusal):
+    """keyd is sealed: it holds no key until enough shareholders unseal it."""
+
+    status = Status.SEALED
+
+
+class StoreUnavailable(Refusal):
+    """The key store cannot be read or written; nothing was changed."""
+
+    status = Status.STORE_UNAVAILABLE
+
+
+class ProposalNotFound(Refusal):
+    """There is no such proposal."""
+
+    status = Status.PROPOSAL_NOT_FOUND
+
+
+class ProposalClosed(Refusal):
+    """The proposal was decided already, or has expired."""
+
+    status = Status.PROPOSAL_CLOSED
+
+
+class OwnProposal(Refusal):
+    """Nobody approves their own proposal."""
+
+    status = Status.OWN_PROPOSAL
+
+
+class ShareRefused(Refusal):
+    """The share is not one of this seal."""
+
+    status = Status.SHARE_REFUSED
+
+
+class ComponentRefused(Refusal):
+    """The component is not the one that was announced, or it is not this officer's to give."""
+
+    status = Status.COMPONENT_REFUSED
+
+
+class ChangedMeanwhile(Refusal):
+    """Somebody else changed it at the same time: look again, and ask again if it is still right."""
+
+    status = Status.CHANGED_MEANWHILE
+
+
+class NotSealed(Refusal):
+    """keyd is unsealed already."""
+
+    status = Status.NOT_SEALED
 
 
 REFUSALS: Final[dict[Status, type[Refusal]]] = {
