@@ -9,7 +9,6 @@ path is chosen when the process starts, and whatever runs on an older machine ha
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import sys
 import sysconfig
@@ -23,16 +22,12 @@ from setuptools.command.build_ext import build_ext
 # A build backend does not look beside setup.py by itself.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_native import ISA_FLAGS
+from build_native import COMPILE, HARDENING, sources
 
 NATIVE: Final = "keyd/crypto/native"
 
-IS_X86_64: Final = platform.machine().lower() in {"x86_64", "amd64"}
-
 SANITIZE: Final = os.environ.get("KEYD_SANITIZE", "")
 
-# What costs nothing and turns a memory fault into a crash at once.
-HARDENING: Final = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 # With sanitizers, the lanes' long functions take minutes at -O3, and again at a full -g, which Python's own flags ask
 # for. A report needs no more than -g1: the line and the function.
 SANITIZERS: Final = [
@@ -43,12 +38,7 @@ SANITIZERS: Final = [
     "-fno-omit-frame-pointer",
 ]
 
-COMPILE: Final = [
-    "-std=c11",
-    "-O3",
-    "-fvisibility=hidden",
-    *(SANITIZERS if SANITIZE else HARDENING),
-]
+FLAGS: Final = [*COMPILE, *(SANITIZERS if SANITIZE else HARDENING)]
 LINK: Final = [
     "-Wl,-z,relro,-z,now,-z,noexecstack",
     *(SANITIZERS if SANITIZE else []),
@@ -60,12 +50,6 @@ NO_COMPILER: Final = (
     "keyd's cryptography is built from C: it needs a C compiler and Python's headers "
     "(on Debian: apt install gcc libc6-dev python3-dev)."
 )
-
-
-def c_files() -> list[str]:
-    """Return our C files: all of them on x86-64, elsewhere those without instructions of their own."""
-    files = sorted(Path(NATIVE).glob("*.c"))
-    return [file.as_posix() for file in files if IS_X86_64 or not ISA_FLAGS.get(file.name)]
 
 
 class BuildNative(build_ext):
@@ -82,13 +66,14 @@ class BuildNative(build_ext):
         if shutil.which(compiler) is None or not headers.exists():
             raise SystemExit(NO_COMPILER)
         objects = list(ext.extra_objects)
-        for file in c_files() if ext.name == core.name else ():
+        c_files = sources(Path(NATIVE).glob("*.c")) if ext.name == core.name else {}
+        for file, own_flags in c_files.items():
             objects += self.compiler.compile(
-                [file],
+                [file.as_posix()],
                 output_dir=self.build_temp,
                 include_dirs=[NATIVE],
                 depends=ext.depends,
-                extra_postargs=[*COMPILE, *WARN, *ISA_FLAGS.get(Path(file).name, [])],
+                extra_postargs=[*FLAGS, *WARN, *own_flags],
             )
         ext.extra_objects = objects
         super().build_extension(ext)
@@ -104,7 +89,7 @@ core = Extension(
         "setup.py",
         *sorted(file.as_posix() for file in Path(NATIVE).glob("*.[ch]")),
     ],
-    extra_compile_args=COMPILE,
+    extra_compile_args=FLAGS,
     extra_link_args=LINK,
 )
 
@@ -113,7 +98,7 @@ pump = Extension(
     ["keyd/pump/_pump.pyx", "keyd/pump/pump.c"],
     include_dirs=["keyd/pump", NATIVE],
     depends=["setup.py", "keyd/pump/pump.h", f"{NATIVE}/card.h", f"{NATIVE}/arena.h"],
-    extra_compile_args=COMPILE,
+    extra_compile_args=FLAGS,
     extra_link_args=LINK,
 )
 

@@ -6,14 +6,20 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from bench import kernels, limits, server, timing
+from bench import kernels, limits, server, timing, tls
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Each suite adds its options to a parser and runs from what was parsed.
-SUITES: Final = {"kernels": kernels, "timing": timing, "server": server, "limits": limits}
+SUITES: Final = {
+    "kernels": kernels,
+    "timing": timing,
+    "server": server,
+    "limits": limits,
+    "tls": tls,
+}
 
 
 def main(arguments: Sequence[str]) -> int:

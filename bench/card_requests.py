@@ -8,11 +8,11 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from bench.errors import BenchError
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
-from keyd.keys.block import KeyPlace
+from keyd.keys.block import KeyPlace, Use
 from keyd.keys.hierarchy import city_diversifier, province_diversifier, region_from_digits
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
-from keyd.keys.sam import CardKeyRef, CryptogramTask
+from keyd.keys.sam import CardKeyRef, CryptogramTask, purpose
 from keyd.keys.synthetic import synthetic_root
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ BATCH: Final = 64
 
 _ADDRESS: Final = 1
 _REGION: Final = region_from_digits("510100")
+_PURPOSE: Final = purpose(Use.INTERNAL)
 _COMPLEMENT: Final = bytes(0xFF - byte for byte in range(256))
 _HALF: Final = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -30,11 +31,11 @@ class CardRequests:
     """A batch of requests for as many cards of one city, and two ways to answer it."""
 
     def __init__(self) -> None:
-        place = KeyPlace(_ADDRESS, "bench", 1, Algorithm.SM4)
+        place = KeyPlace(_ADDRESS, "bench", 1, Algorithm.SM4, Use.INTERNAL)
         self._ring = KeyRing(synthetic([place]))
         self._tasks: list[SamTask] = [
             CryptogramTask(
-                CardKeyRef(_ADDRESS, CardAlgorithm.SM4, _REGION, _eight_bytes(3 * i)),
+                CardKeyRef(_ADDRESS, CardAlgorithm.SM4, _REGION, _eight_bytes(3 * i), _PURPOSE),
                 _eight_bytes(3 * i + 1),
                 _eight_bytes(3 * i + 2),
             )

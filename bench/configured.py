@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.daemon import DEV_TERMINALS
-from keyd.keys import sealed
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
+from tests.founded import founded_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The keys under it are public.
-_PASSPHRASE: Final = b"public"
-
 
 def write_config(folder: Path, connections: int) -> tuple[str, ...]:
-    """Write a configuration with the synthetic keys and terminals; return the daemon's command."""
+    """Found a store with the synthetic keys, which needs no ceremony, and return the daemon's command."""
     places = newest(load_profiles()).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-    key_file = folder / "roots.sealed"
-    sealed.write_new(key_file, sealed.seal(synthetic(places), _PASSPHRASE, secrets.token_bytes))
-    _write_private(folder / "passphrase", _PASSPHRASE.decode())
+    founded = founded_store(folder, synthetic(places))
     terminals = (
         f'[terminals.{code}]\nkey = "{synthetic_terminal_key(code).hex()}"\n'
         for code in DEV_TERMINALS
@@ -36,11 +30,16 @@ def write_config(folder: Path, connections: int) -> tuple[str, ...]:
     config = folder / "keyd.toml"
     config.write_text(
         f"""
-        [keys]
-        sealed_file = "{key_file}"
-        passphrase_file = "{folder / "passphrase"}"
+        [store]
+        url = "{founded.url}"
+        [seal]
+        credential = "{founded.credential}"
+        [custody]
+        socket = "{folder / "admin.sock"}"
         [terminals]
         file = "{folder / "terminals.toml"}"
+        [audit]
+        folder = "{folder / "journal"}"
         [listen]
         tcp = ["127.0.0.1:0"]
         operations = "127.0.0.1:0"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from pathlib import Path
 from typing import Final
 
 from bench.building import library_archive, shared_library
 from bench.errors import BenchError
-from build_native import ISA_FLAGS
+from build_native import sources
 
 _SOURCE: Final = Path(__file__).with_name("kernels.c")
 _NATIVE: Final = Path(__file__).parent.parent / "keyd" / "crypto" / "native"
-
-_IS_X86_64: Final = platform.machine() in {"x86_64", "AMD64"}
 
 # As setup.py has them.
 FLAGS: Final = (
@@ -32,18 +29,13 @@ class KernelLibrary:
     def __init__(self) -> None:
         archive = library_archive("libcrypto.a")
         self.has_static_openssl = archive is not None
-        own = [
-            file
-            for file in sorted(_NATIVE.glob("*.c"))
-            if _IS_X86_64 or not ISA_FLAGS.get(file.name)
-        ]
         self._library = ctypes.CDLL(
             str(
                 shared_library(
                     "kernels",
                     {
-                        **{file: tuple(ISA_FLAGS.get(file.name, ())) for file in own},
-                        _SOURCE: ("-DBENCH_STATIC_OPENSSL",) if archive else (),
+                        **sources(_NATIVE.glob("*.c")),
+                        _SOURCE: ["-DBENCH_STATIC_OPENSSL"] if archive else [],
                     },
                     (*FLAGS, f"-I{_NATIVE}"),
                     headers=sorted(_NATIVE.glob("*.h")),

@@ -181,7 +181,7 @@ def _limited_keyd(
     scratch: Path, cpus: Cpus, connections: int
 ) -> AbstractContextManager[servers.Server]:
     command = write_config(scratch, connections)
-    return servers.run_python_server(command, scratch, cpus, authenticates=True)
+    return servers.run_python_server("limited", command, scratch, cpus, authenticates=True)
 
 
 def _resident(server: servers.Server, who: str) -> Sample:

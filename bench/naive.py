@@ -98,10 +98,13 @@ class NaiveServer:
         out = bytearray()
         for ask in asks:
             started = time.monotonic()
-            (answer,) = self._dispatch.run([(session, ask)])
+            (answer,) = self._dispatch.run([(session, ask)]).answers
             self._meter.compute.observe(time.monotonic() - started)
             self._meter.batch.observe(1)
-            out += await self._dispatch.run_slow(answer) if isinstance(answer, Slow) else answer
+            if isinstance(answer, Slow):
+                (answer,) = (await self._dispatch.run_slow(answer)).answers
+            assert isinstance(answer, bytes)
+            out += answer
         return bytes(out)
 
 

@@ -44,6 +44,8 @@ HELP: Final = "keyd beside redis and the naive alternative, under the same load"
 
 NAME: Final = "server"
 KEYD: Final = BASELINE
+# The same keyd with a journal, by its durability: what a record costs is the ratio to keyd.
+JOURNALS: Final = {"keyd+written": "written", "keyd+fsync": "fsync"}
 NAIVE: Final = "naive"
 # Both are GET on one redis-server: asked by our generator, and by redis's own.
 REDIS: Final = "redis"
@@ -130,23 +132,29 @@ def running(cpus: Cpus) -> Iterator[dict[str, Contestant]]:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyd-bench-")))
 
-        def start(command: tuple[str, ...], *, authenticates: bool) -> Server:
-            manager = servers.run_python_server(command, scratch, cpus, authenticates=authenticates)
+        def start(name: str, command: tuple[str, ...], *, authenticates: bool) -> Server:
+            manager = servers.run_python_server(
+                name, command, scratch, cpus, authenticates=authenticates
+            )
             return stack.enter_context(manager)
 
-        keyd = start(servers.KEYD, authenticates=True)
+        keyd = start(KEYD, servers.KEYD, authenticates=True)
         code = DEV_TERMINALS[0]
         enrolment = Enrolment(code, synthetic_terminal_key(code))
         with Client(f"127.0.0.1:{keyd.port}", enrolment) as client:
             pool = card_requests(client)
         contestants = {
             KEYD: Contestant(keyd, pool),
-            NAIVE: Contestant(start(servers.NAIVE, authenticates=True), pool),
+            NAIVE: Contestant(start(NAIVE, servers.NAIVE, authenticates=True), pool),
         }
+        for name, durability in JOURNALS.items():
+            journal = ("--journal", str(scratch / name), "--durability", durability)
+            server = start(name, (*servers.KEYD, *journal), authenticates=True)
+            contestants[name] = Contestant(server, pool)
         if servers.has_redis():
             redis = stack.enter_context(servers.run_redis(scratch, cpus))
             contestants[REDIS] = Contestant(redis, redis_requests())
-        contestants[ECHO] = Contestant(start(servers.ECHO, authenticates=False), echoed(pool))
+        contestants[ECHO] = Contestant(start(ECHO, servers.ECHO, authenticates=False), echoed(pool))
         yield contestants
 
 

@@ -54,10 +54,10 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def run_python_server(
-    command: Sequence[str], scratch: Path, cpus: Cpus, *, authenticates: bool
+    name: str, command: Sequence[str], scratch: Path, cpus: Cpus, *, authenticates: bool
 ) -> Iterator[Server]:
     """Run keyd, or something that says `ready` as keyd does."""
-    log = scratch / f"{command[2]}.log"
+    log = scratch / f"{name}.log"
     with _process(command, log, cpus) as process:
         port = _wait_for(process, log, lambda: _port_from(log))
         yield Server(process.pid, port, authenticate if authenticates else _nothing)

@@ -2,8 +2,8 @@
 
 Each path encrypts 64 blocks under 64 keys, all zero or all random by the toss of a coin, some hundred thousand
 times; Welch's t-test compares the two. By dudect's custom, |t| above 10 is a leak for sure and below 5 is no sign of
-one. It is evidence and no proof, and the only kind that there is for instructions that valgrind does not know. A
-control that leaks on purpose shows that the test can see.
+one. It is evidence and no proof: what the tests prove, no branch and no address by a secret, says nothing of how long
+the processor takes for an instruction. A control that leaks on purpose shows that the test can see.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.cpus import choose_cpus, on_cpu
 from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
 from bench.kernel_library import FLAGS, KernelLibrary
 from bench.tables import console_for_tables
-from build_native import ISA_FLAGS
+from build_native import sources
 
 if TYPE_CHECKING:
     import argparse
@@ -82,15 +82,12 @@ def _what(path: str) -> str:
 
 
 def _library() -> ctypes.CDLL:
-    sources = {
-        file: tuple(ISA_FLAGS.get(file.name, ())) for file in sorted(_NATIVE.glob("sm4_*.c"))
-    }
     source = Path(__file__).with_name("timing.c")
     library = ctypes.CDLL(
         str(
             shared_library(
                 NAME,
-                {**sources, source: ("-fvisibility=default",)},
+                {**sources(_NATIVE.glob("sm4_*.c")), source: ["-fvisibility=default"]},
                 (*FLAGS, f"-I{_NATIVE}"),
                 headers=sorted(_NATIVE.glob("*.h")),
                 link=("-lm", "-pthread"),

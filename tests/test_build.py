@@ -5,6 +5,7 @@ The sources are copied first, so that nothing of the working tree, and no earlie
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+from build_native import ISA_FLAGS
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -80,6 +83,70 @@ def test_without_a_compiler_the_build_ends_with_one_sentence(tmp_path: Path) -> 
     assert not list(sources.rglob("*.so"))
 
 
+# --- what is compiled where
+
+
+# A compiler that writes down what it is asked for, and gives back an empty file.
+RECORDER: Final = """#!{python}
+import json, os, sys
+with open(os.environ["RECORD"], "a") as record:
+    print(json.dumps(sys.argv[1:]), file=record)
+open(sys.argv[sys.argv.index("-o") + 1], "w").close()
+"""
+
+# setup.py on a machine that calls itself so.
+ELSEWHERE: Final = (
+    "import platform, runpy, sys; platform.machine = lambda: sys.argv.pop(1);"
+    "import build_native; sys.argv[0] = 'setup.py'; runpy.run_path('setup.py', run_name='__main__')"
+)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [
+        ("x86_64", "x86_64"),
+        ("AMD64", "x86_64"),
+        ("aarch64", "aarch64"),
+        ("arm64", "aarch64"),
+        ("riscv64", None),
+    ],
+)
+def test_a_machine_compiles_its_own_files_with_their_flags_and_no_other_machines(
+    sources: Path, tmp_path: Path, name: str, machine: str | None
+) -> None:
+    recorder, record = tmp_path / "cc", tmp_path / "record"
+    recorder.write_text(RECORDER.format(python=sys.executable))
+    recorder.chmod(0o755)
+    arguments = ["--quiet", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"]
+    environment = {"CC": str(recorder), "LDSHARED": str(recorder), "RECORD": str(record)}
+    done = run(sources, "-c", ELSEWHERE, name, *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    commands = [json.loads(line) for line in record.read_text().splitlines()]
+    compiled = {
+        Path(command[command.index("-c") + 1]).name: command
+        for command in commands
+        if "-c" in command
+    }
+    own = ISA_FLAGS[machine] if machine else {}
+    of_others = {file for flags in ISA_FLAGS.values() for file in flags} - set(own)
+    assert {"_core.c", "sm4_paths.c", "sm4_portable.c", *own} <= set(compiled)
+    assert not of_others & set(compiled)
+    # No file but those may have any such flag.
+    flags = {flag for files in ISA_FLAGS.values() for some in files.values() for flag in some}
+    for file, command in compiled.items():
+        assert [flag for flag in command if flag in flags] == own.get(file, []), file
+
+
+def test_every_file_with_instructions_of_its_own_is_there() -> None:
+    named = {file for flags in ISA_FLAGS.values() for file in flags}
+    assert named <= {file.name for file in (ROOT / "keyd" / "crypto" / "native").glob("sm4_*.c")}
+
+
 # --- what is shipped
 
 
@@ -125,6 +192,16 @@ def test_a_wheel_has_the_extensions_and_what_python_reads_and_belongs_to_its_mac
     extensions = {name.partition(".")[0] for name in has if name.endswith(".so")}
     assert extensions == {"keyd/crypto/native/_core", "keyd/pump/_pump"}
     assert not shipped("*.py", "profiles/*", "py.typed") - has
+    # By name: a folder that is no package, for want of an __init__.py, would be missed by everybody at once.
+    for package in (
+        "audit",
+        "custody",
+        "hub",
+        "store",
+        "store/migrations",
+        "store/migrations/versions",
+    ):
+        assert f"keyd/{package}/__init__.py" in has, package
     # Types of a module that was compiled stand nowhere else.
     assert not shipped("*.pyi") - has
     outside = {name for name in has if not name.startswith(("keyd/", "keyd-"))}

@@ -45,6 +45,25 @@ _GCM_HEADER: Final = _hex("FEEDFACEDEADBEEFFEEDFACEDEADBEEFABADDAD2")
 _GCM_PLAINTEXT: Final = _hex("AAAAAAAAAAAAAAAABBBBBBBBBBBBBBBB")
 _GCM_CIPHERTEXT: Final = _hex("17F399F08C67D5EE19D0DC9969C4BB7D")
 
+_GCM_DATA: Final = _hex(
+    "AAAAAAAAAAAAAAAABBBBBBBBBBBBBBBBCCCCCCCCCCCCCCCCDDDDDDDDDDDDDDDD"
+    "EEEEEEEEEEEEEEEEFFFFFFFFFFFFFFFFEEEEEEEEEEEEEEEEAAAAAAAAAAAAAAAA"
+)
+_GCM_SEALED: Final = _hex(
+    "17F399F08C67D5EE19D0DC9969C4BB7D5FD46FD3756489069157B282BB200735"
+    "D82710CA5C22F0CCFA7CBF93D496AC15A56834CBCF98C397B4024A2691233B8D"
+    "83DE3541E4C2B58177E065A9BF7B62EC"
+)
+
+# Made by pycryptodome's Shamir.split(3, 5) of the key of GB/T 32907 §A.1: three of the five, in another order.
+_SHARES: Final = (
+    (5, _hex("52C0B3F22A79EB3C379BB25F38A0B47E")),
+    (1, _hex("03291D294DB9574F3916CD35E9C595A3")),
+    (3, _hex("9C9D8F1B2CDF44D94ECC1234E4699001")),
+)
+
+_SHARED_KCV: Final = _hex("2677F4")
+
 _TDES_KEY: Final = _hex("0123456789ABCDEFFEDCBA9876543210")
 _TDES_PLAINTEXT: Final = _hex("0123456789ABCDE7")
 _TDES_CIPHERTEXT: Final = _hex("7F1D0A77826B8AFF")
@@ -164,6 +183,24 @@ def _sm4_wrap() -> None:
     raise _WrongAnswer("unwraps under another header")
 
 
+def _sm4_seal() -> None:
+    key = SecretKey.load(Algorithm.SM4, _SM4_KEY)
+    _require(key.seal(_GCM_DATA, _GCM_NONCE, _GCM_HEADER) == _GCM_SEALED, "seals wrongly")
+    _require(key.open(_GCM_SEALED, _GCM_NONCE, _GCM_HEADER) == _GCM_DATA, "opens wrongly")
+    try:
+        key.open(_altered(_GCM_SEALED), _GCM_NONCE, _GCM_HEADER)
+    except KeyNotAuthentic:
+        return
+    raise _WrongAnswer("opens altered data")
+
+
+def _shares() -> None:
+    combined = SecretKey.combine(Algorithm.SM4, _SHARES)
+    _require(combined.kcv() == _SHARED_KCV, "combines wrongly")
+    again = SecretKey.combine(Algorithm.SM4, enumerate(combined.split(2, 2), 1))
+    _require(again.kcv() == _SHARED_KCV, "splits wrongly")
+
+
 def _sm4_against_gmssl() -> None:
     key = SecretKey.load(Algorithm.SM4, _SM4_KEY)
     theirs = gmssl_sm4.CryptSM4()
@@ -255,9 +292,11 @@ _TESTS: Final = (
     _KnownAnswer("SM4", "GB/T 32907 A.1", _sm4),
     _KnownAnswer("SM4 CBC-MAC", "draft-ribose-cfrg-sm4 A.2.2.1", _sm4_cbc_mac),
     _KnownAnswer("SM4 key wrap", "RFC 8998 A.1", _sm4_wrap),
+    _KnownAnswer("SM4 seal", "RFC 8998 A.1", _sm4_seal),
     _KnownAnswer("SM4 against gmssl", "gmssl", _sm4_against_gmssl),
     _KnownAnswer("3DES", "Botan des.vec", _tdes),
     _KnownAnswer("DES", "Grabbe, The DES Algorithm Illustrated", _des),
+    _KnownAnswer("Key shares", "pycryptodome", _shares),
     _KnownAnswer("SM3", "GB/T 32905 A.1, A.2", _sm3),
     _KnownAnswer("SM3 against gmssl", "gmssl", _sm3_against_gmssl),
     _KnownAnswer("HMAC-SM3", "GM/T 0042 D.3", _hmac_sm3),

@@ -30,9 +30,11 @@ NAMES = [
     "SM4",
     "SM4 CBC-MAC",
     "SM4 key wrap",
+    "SM4 seal",
     "SM4 against gmssl",
     "3DES",
     "DES",
+    "Key shares",
     "SM3",
     "SM3 against gmssl",
     "HMAC-SM3",
@@ -42,7 +44,7 @@ NAMES = [
     "SM2 encrypt",
 ]
 
-SM4_TESTS = {"SM4", "SM4 CBC-MAC", "SM4 key wrap", "SM4 against gmssl"}
+SM4_TESTS = {"SM4", "SM4 CBC-MAC", "SM4 key wrap", "SM4 seal", "SM4 against gmssl"}
 
 
 def failed() -> dict[str, str]:
@@ -64,6 +66,26 @@ def wrong_for(algorithm: Algorithm, primitive: Callable[..., bytes]) -> Callable
     def broken(key: SecretKey, *args: Any) -> bytes:
         answer = primitive(key, *args)
         return last_bit_flipped(answer) if key.algorithm is algorithm else answer
+
+    return broken
+
+
+def wrong_shares(combine: Callable[..., SecretKey]) -> Callable[..., SecretKey]:
+    """Break one bit of the last share before it is combined."""
+
+    def broken(algorithm: Algorithm, shares: Any) -> SecretKey:
+        *shares, (number, value) = shares
+        return combine(algorithm, [*shares, (number, last_bit_flipped(value))])
+
+    return broken
+
+
+def wrong_list(primitive: Callable[..., list[bytes]]) -> Callable[..., list[bytes]]:
+    """Break a primitive that returns a list in one bit."""
+
+    def broken(*args: Any) -> list[bytes]:
+        *answers, last = primitive(*args)
+        return [*answers, last_bit_flipped(last)]
 
     return broken
 
@@ -132,6 +154,12 @@ def test_it_needs_nothing_but_the_package_and_warns_of_nothing(tmp_path: Path) -
         (SecretKey, "decrypt", lambda whole: wrong_for(Algorithm.SM4, whole), {"SM4"}),
         (SecretKey, "cbc_mac", wrong, {"SM4 CBC-MAC"}),
         (SecretKey, "wrap", wrong, {"SM4 key wrap"}),
+        (SecretKey, "seal", wrong, {"SM4 seal"}),
+        (SecretKey, "open", wrong, {"SM4 seal"}),
+        # Opens everything.
+        (SecretKey, "open", lambda _: lambda *_: selftest._GCM_DATA, {"SM4 seal"}),
+        (SecretKey, "combine", wrong_shares, {"Key shares"}),
+        (SecretKey, "split", wrong_list, {"Key shares"}),
         (SecretKey, "encrypt", lambda whole: wrong_for(Algorithm.TDES, whole), {"3DES"}),
         (SecretKey, "decrypt", lambda whole: wrong_for(Algorithm.TDES, whole), {"3DES"}),
         (SecretKey, "encrypt", lambda whole: wrong_for(Algorithm.DES, whole), {"DES"}),
@@ -170,9 +198,9 @@ def test_a_k_that_is_used_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_decryption_that_ignores_c3_is_noticed(
     monkeypatch: pytest.MonkeyPatch, guarded: Backend
 ) -> None:
-    def careless(key: GuardedPrivateKey, ciphertext: Ciphertext) -> bytes:
+    def careless(key: GuardedPrivateKey, ciphertext: Ciphertext) -> bytearray:
         stream = key_stream(multiply(key._d, ciphertext.c1), len(ciphertext.c2))
-        return bytes(a ^ b for a, b in zip(ciphertext.c2, stream, strict=True))
+        return bytearray(a ^ b for a, b in zip(ciphertext.c2, stream, strict=True))
 
     monkeypatch.setattr("keyd.crypto.sm2.keys.default_backend", lambda: guarded)
     monkeypatch.setattr(GuardedPrivateKey, "decrypt", careless)

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyd.crypto.algorithms import KEY_BYTES, Algorithm
+from keyd.crypto.secret import KeyNotAuthentic, SecretKey
 from keyd.crypto.sm2 import (
     DEFAULT_USER_ID,
     CiphertextNotAuthentic,
@@ -48,6 +50,7 @@ from keyd.crypto.sm2.guarded import (
 from keyd.crypto.sm2.keys import MAX_PLAINTEXT_BYTES
 from keyd.crypto.sm2.libcrypto import LibcryptoBackend, LibcryptoError, LibcryptoUnusable
 from keyd.crypto.sm3 import sm3
+from keyd.errors import AlgorithmNotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,7 +179,8 @@ def test_what_one_encrypts_the_other_decrypts(
 def test_the_backends_compute_the_same_public_key(
     libcrypto: Backend, guarded: Backend, d: int
 ) -> None:
-    assert libcrypto.public_point(scalar(d)) == guarded.public_point(scalar(d))
+    secret = bytearray(scalar(d))
+    assert libcrypto.public_point(secret) == guarded.public_point(secret)
 
 
 @pytest.mark.parametrize("length", [1, MAX_USER_ID_BYTES])
@@ -506,6 +510,127 @@ def test_a_private_key_never_shows_its_bytes(key: Sm2PrivateKey, standard: Stand
         assert key == key
     with pytest.raises(TypeError, match="unhashable"):
         hash(key)
+
+
+def test_what_can_be_wiped_is_wiped_on_loading(backend: Backend, standard: Standard) -> None:
+    d = bytearray(standard.d)
+    assert Sm2PrivateKey.load(d, backend=backend).public.encode() == standard.point
+    assert d == bytes(32)
+    refused = bytearray(scalar(N))
+    with pytest.raises(ValueError, match="32 bytes"):
+        Sm2PrivateKey.load(refused, backend=backend)
+    assert refused == bytes(32)
+
+
+@pytest.mark.parametrize("d", [1, 2, N - 3, N - 2, 0x80, 1 << 248])
+def test_the_ends_of_the_range_are_keys_and_come_back_whole(backend: Backend, d: int) -> None:
+    key = Sm2PrivateKey.load(scalar(d), backend=backend)
+    with key.lent_secret() as lent:
+        assert lent == scalar(d)
+    assert lent == bytes(32)
+
+
+# --- a private key under a key
+
+KEK = bytes(range(16))
+NONCE = bytes(range(12))
+HEADER = b"the node's signing key"
+
+
+def test_a_wrapped_private_key_opens_to_the_same_key(
+    two_sides: tuple[Backend, Backend], standard: Standard
+) -> None:
+    wrapper, opener = two_sides
+    kek = SecretKey.load(Algorithm.SM4, KEK)
+    key = Sm2PrivateKey.load(standard.d, backend=wrapper)
+    wrapped = key.wrapped_under(kek, NONCE, HEADER)
+    assert len(wrapped) == 48
+    assert wrapped == kek.seal(standard.d, NONCE, HEADER)
+    opened = Sm2PrivateKey.unwrap(kek, wrapped, NONCE, HEADER, backend=opener)
+    assert opened.public == key.public
+    key.public.verify(b"message", opened.sign(b"message"))
+
+
+def test_a_private_key_does_not_open_under_anything_else(
+    key: Sm2PrivateKey, backend: Backend
+) -> None:
+    kek = SecretKey.load(Algorithm.SM4, KEK)
+    wrapped = key.wrapped_under(kek, NONCE, HEADER)
+    attempts = [(flipped(wrapped, bit), NONCE, HEADER) for bit in range(len(wrapped) * 8)]
+    attempts += [(wrapped[:length], NONCE, HEADER) for length in range(len(wrapped))]
+    attempts += [
+        (wrapped + b"\0", NONCE, HEADER),
+        (wrapped, NONCE, b""),
+        (wrapped, bytes(12), HEADER),
+    ]
+    for attempt in attempts:
+        with pytest.raises(KeyNotAuthentic):
+            Sm2PrivateKey.unwrap(kek, *attempt, backend=backend)
+    other = SecretKey.load(Algorithm.SM4, bytes(16))
+    with pytest.raises(KeyNotAuthentic):
+        Sm2PrivateKey.unwrap(other, wrapped, NONCE, HEADER, backend=backend)
+    # What was sealed and is no key says so, without its bytes.
+    nothing = kek.seal(bytes(32), NONCE, HEADER)
+    with pytest.raises(ValueError, match="a number in"):
+        Sm2PrivateKey.unwrap(kek, nothing, NONCE, HEADER, backend=backend)
+
+
+# --- a key under a public key
+
+
+@pytest.mark.parametrize("order", CiphertextOrder)
+@pytest.mark.parametrize("algorithm", [Algorithm.SM4, Algorithm.TDES, Algorithm.DES])
+def test_a_key_that_was_sent_arrives_in_locked_memory(
+    two_sides: tuple[Backend, Backend],
+    standard: Standard,
+    algorithm: Algorithm,
+    order: CiphertextOrder,
+) -> None:
+    sender, receiver = two_sides
+    material = bytes(range(0x20, 0x20 + KEY_BYTES[algorithm]))
+    ciphertext = Sm2PublicKey.load(standard.point, backend=sender).encrypt(material, order=order)
+    key = Sm2PrivateKey.load(standard.d, backend=receiver)
+    received = key.decrypt_to_key(ciphertext, algorithm, order=order)
+    assert received.algorithm is algorithm
+    block = bytes(16)
+    assert received.encrypt(block) == SecretKey.load(algorithm, material).encrypt(block)
+
+
+def test_what_is_no_key_is_not_received(key: Sm2PrivateKey, backend: Backend) -> None:
+    ciphertext = key.public.encrypt(bytes(range(16)))
+    for bit in bits(ciphertext, backend.name):
+        with pytest.raises(CiphertextNotAuthentic):
+            key.decrypt_to_key(flipped(ciphertext, bit), Algorithm.SM4)
+    for length in (1, 8, 15, 17, 24, 32):
+        other = key.public.encrypt(bytes(length))
+        with pytest.raises(CiphertextNotAuthentic, match="length of a key"):
+            key.decrypt_to_key(other, Algorithm.SM4)
+    with pytest.raises(CiphertextNotAuthentic, match="length of a key"):
+        key.decrypt_to_key(ciphertext, Algorithm.DES)
+    with pytest.raises(CiphertextNotAuthentic):
+        key.decrypt_to_key(ciphertext, Algorithm.SM4, order=CiphertextOrder.C1C2C3)
+    with pytest.raises(AlgorithmNotSupported):
+        key.decrypt_to_key(ciphertext, Algorithm.SM1)
+
+
+def test_over_libcrypto_a_received_key_is_wiped_where_it_passed(
+    monkeypatch: pytest.MonkeyPatch, libcrypto: LibcryptoBackend, standard: Standard
+) -> None:
+    key = Sm2PrivateKey.load(standard.d, backend=libcrypto)
+    passed: list[bytearray] = []
+    decrypt = type(key._operations).decrypt
+
+    def watched(self: Any, ciphertext: Ciphertext) -> bytearray:
+        plaintext: bytearray = decrypt(self, ciphertext)
+        assert plaintext == bytes(range(16))
+        passed.append(plaintext)
+        return plaintext
+
+    monkeypatch.setattr(type(key._operations), "decrypt", watched)
+    ciphertext = key.public.encrypt(bytes(range(16)))
+    key.decrypt_to_key(ciphertext, Algorithm.SM4)
+    assert key.decrypt(ciphertext) == bytes(range(16))
+    assert passed == [bytes(16), bytes(16)]
 
 
 # --- many threads

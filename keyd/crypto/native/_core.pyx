@@ -9,7 +9,7 @@ objects that C reads are held until it is done; while a key is pinned no Python 
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
@@ -84,26 +84,50 @@ cdef extern from "arena.h" nogil:
 
 
 cdef extern from "key.h" nogil:
-    enum:
-        GCM_NONCE_BYTES
-        GCM_TAG_BYTES
-        KEY_MAX_BLOCK
-    ctypedef enum key_verdict:
-        KEY_UNWRAPPED
-        KEY_NOT_AUTHENTIC
     size_t key_block_bytes(arena_algorithm algorithm)
     void key_encrypt(const arena_cell *cell, const uint8_t *data, uint8_t *out, size_t length)
     arena_status key_decrypt(const arena_cell *cell, const uint8_t *data, uint8_t *out, size_t length)
     void key_cbc_mac(const arena_cell *cell, const uint8_t *iv, const uint8_t *data, size_t length, uint8_t *mac)
     arena_status key_encrypt_to_key(
         const arena_cell *cell, const uint8_t *data, arena_algorithm algorithm, arena_handle *made)
+    arena_status key_decrypt_to_key(
+        const arena_cell *cell, const uint8_t *data, arena_algorithm algorithm, arena_handle *made)
     arena_status key_xor_halves(const arena_cell *cell, arena_handle *made)
-    arena_status key_wrap(
+    arena_status key_generate(arena_algorithm algorithm, arena_handle *made)
+    arena_status key_xor(const arena_cell *cell, const arena_cell *other, arena_handle *made, int *is_weak)
+    void key_encrypt_key(const arena_cell *cell, const arena_cell *key, uint8_t *out)
+
+
+cdef extern from "gcm.h" nogil:
+    enum:
+        GCM_NONCE_BYTES
+        GCM_TAG_BYTES
+        GCM_MAX_BYTES
+    ctypedef enum gcm_verdict:
+        GCM_AUTHENTIC
+        GCM_NOT_AUTHENTIC
+    arena_status gcm_seal(
+        const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
+        const uint8_t *data, size_t length, uint8_t *out)
+    arena_status gcm_open(
+        const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
+        const uint8_t *sealed, size_t length, uint8_t *out, gcm_verdict *verdict)
+    arena_status gcm_wrap(
         const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
         const arena_cell *key, uint8_t *out)
-    arena_status key_unwrap(
+    arena_status gcm_unwrap(
         const arena_cell *kek, const uint8_t *nonce, const uint8_t *header, size_t header_length,
-        const uint8_t *wrapped, arena_algorithm algorithm, arena_handle *made, key_verdict *verdict)
+        const uint8_t *wrapped, arena_algorithm algorithm, arena_handle *made, gcm_verdict *verdict)
+
+
+cdef extern from "shamir.h" nogil:
+    enum:
+        SHAMIR_SHARE_BYTES
+        SHAMIR_MAX_SHARES
+    arena_status shamir_split(const arena_cell *cell, size_t threshold, size_t count, uint8_t *const *shares)
+    arena_status shamir_combine(
+        arena_algorithm algorithm, const uint8_t *numbers, const uint8_t *const *shares, size_t n,
+        arena_handle *made)
 
 
 cdef extern from "card.h" nogil:
@@ -156,6 +180,9 @@ DES = <int>ARENA_DES
 
 DEFAULT_ARENA_BYTES = ARENA_DEFAULT_BYTES
 
+MAX_SEALED_BYTES = <int>GCM_MAX_BYTES
+MAX_SHARES = <int>SHAMIR_MAX_SHARES
+
 cdef dict _NAMES = {ARENA_SM4: "SM4", ARENA_TDES: "3DES", ARENA_DES: "DES"}
 
 # In blocks of SM4, 5 to 30 ns each: from some 50 µs on, letting other threads run is worth the switch. Below, a
@@ -164,6 +191,8 @@ cdef enum:
     _RELEASE_WORK = 5000
     # A DES block takes as long as this many in SM4's lanes.
     _DES_WORK = 20
+    # So does a block that is encrypted and hashed, or a multiplication in GF(2^128).
+    _GCM_WORK = 12
 
 
 class KeyMemoryError(Exception):
@@ -187,7 +216,11 @@ class KeyGone(KeyMemoryError):
 
 
 class KeyNotAuthentic(Exception):
-    """A wrapped key does not open: it was altered, or the wrapping key is another."""
+    """What was wrapped or sealed does not open: it was altered, or the key is another."""
+
+
+class KeyWeak(Exception):
+    """The key would be all zero, one of DES's weak and semi-weak keys, or a 3DES key with such or equal halves."""
 
 
 class ArenaInfo(NamedTuple):
@@ -222,7 +255,7 @@ cdef int _require(arena_status status, size_t size = ARENA_DEFAULT_BYTES) except
     if status == ARENA_BAD_SIZE:
         raise KeyMemoryError("key memory has room for 1 to 65536 keys beside its scratch regions")
     if status == ARENA_NO_RANDOM:
-        raise KeyMemoryError("the kernel gave no random canary for key memory")
+        raise KeyMemoryError("the kernel gave no random bytes")
     raise KeyMemoryError("the operating system gave no memory for keys")
 
 
@@ -248,7 +281,7 @@ cdef class KeyHandle:
     cdef object __weakref__
 
     def __init__(self):
-        raise TypeError("keys are loaded, unwrapped, or made by other keys")
+        raise TypeError("keys are loaded, unwrapped, or made by other keys or at random")
 
     def __dealloc__(self):
         # What was freed or wiped before, or is the parent process's, is refused; there is nothing to do then.
@@ -331,9 +364,72 @@ cdef class KeyHandle:
         _require(status)
         return _owned(ARENA_DES, made)
 
+    def xor(self, KeyHandle other not None):
+        """Return this key XOR another of the same algorithm: how components make a key.
+
+        Raises:
+            ValueError: the keys are of different algorithms.
+            KeyWeak: it would be a key that `generate` never makes; equal components cancel, for instance.
+        """
+        cdef const arena_cell *cell
+        cdef const arena_cell *second
+        cdef arena_handle made
+        cdef int is_weak = 0
+        if self.algorithm != other.algorithm:
+            raise ValueError("components are of one algorithm")
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = arena_pin(other._handle, &second)
+        if status == ARENA_OK:
+            status = key_xor(cell, second, &made, &is_weak)
+            arena_unpin(second)
+        arena_unpin(cell)
+        _require(status)
+        if is_weak:
+            raise KeyWeak("these components make a weak key: are two of them the same?")
+        return _owned(<arena_algorithm>self.algorithm, made)
+
     def kcv(self):
         """Return the key check value: the first 3 bytes of a zero block encrypted. It may be shown."""
         return self.encrypt(bytes(key_block_bytes(<arena_algorithm>self.algorithm)))[:3]
+
+    def wrap_ecb(self, KeyHandle key not None):
+        """Return another key's bytes, each block encrypted on its own (ECB), under this SM4 or 3DES key.
+
+        Raises:
+            ValueError: this is a DES key, or the other key is no whole number of blocks.
+        """
+        cdef const arena_cell *cell
+        cdef const arena_cell *other
+        cdef size_t length = self._require_transport(<arena_algorithm>key.algorithm)
+        cdef bytes ciphertext = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = arena_pin(key._handle, &other)
+        if status == ARENA_OK:
+            key_encrypt_key(cell, other, <uint8_t *>PyBytes_AS_STRING(ciphertext))
+            arena_unpin(other)
+        arena_unpin(cell)
+        _require(status)
+        return ciphertext
+
+    def unwrap_ecb(self, bytes ciphertext not None, int algorithm):
+        """Decrypt what `wrap_ecb` made into locked memory. Any bytes of the right length become a key.
+
+        Raises:
+            ValueError: this is a DES key, the ciphertext has not as many bytes as a key of that algorithm, or
+                those are no whole number of blocks.
+        """
+        cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+        cdef const arena_cell *cell
+        cdef arena_handle made
+        cdef size_t length = self._require_transport(made_algorithm)
+        if <size_t>PyBytes_GET_SIZE(ciphertext) != length:
+            raise ValueError(f"an encrypted {_NAMES[algorithm]} key has {length} bytes")
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = key_decrypt_to_key(
+            cell, <const uint8_t *>PyBytes_AS_STRING(ciphertext), made_algorithm, &made)
+        arena_unpin(cell)
+        _require(status)
+        return _owned(made_algorithm, made)
 
     def wrap(self, KeyHandle key not None, bytes nonce not None, bytes header not None):
         """Encrypt another key under this SM4 key (GCM) and bind the header to it.
@@ -348,7 +444,7 @@ cdef class KeyHandle:
         _require(arena_pin(self._handle, &kek))
         cdef arena_status status = arena_pin(key._handle, &cell)
         if status == ARENA_OK:
-            status = key_wrap(
+            status = gcm_wrap(
                 kek, <const uint8_t *>PyBytes_AS_STRING(nonce), <const uint8_t *>PyBytes_AS_STRING(header),
                 <size_t>PyBytes_GET_SIZE(header), cell, <uint8_t *>PyBytes_AS_STRING(wrapped))
             arena_unpin(cell)
@@ -365,20 +461,98 @@ cdef class KeyHandle:
         cdef arena_algorithm made_algorithm = _algorithm(algorithm)
         cdef const arena_cell *kek
         cdef arena_handle made
-        cdef key_verdict verdict
+        cdef gcm_verdict verdict
         if <size_t>PyBytes_GET_SIZE(wrapped) != arena_key_bytes(made_algorithm) + GCM_TAG_BYTES:
             raise KeyNotAuthentic("the wrapped key has the wrong length for its algorithm")
         self._require_wrapping(nonce)
         _require(arena_pin(self._handle, &kek))
-        cdef arena_status status = key_unwrap(
+        cdef arena_status status = gcm_unwrap(
             kek, <const uint8_t *>PyBytes_AS_STRING(nonce), <const uint8_t *>PyBytes_AS_STRING(header),
             <size_t>PyBytes_GET_SIZE(header), <const uint8_t *>PyBytes_AS_STRING(wrapped), made_algorithm, &made,
             &verdict)
         arena_unpin(kek)
         _require(status)
-        if verdict != KEY_UNWRAPPED:
+        if verdict != GCM_AUTHENTIC:
             raise KeyNotAuthentic("the key block was altered or is under another key")
         return _owned(made_algorithm, made)
+
+    def seal(self, data, bytes nonce not None, bytes header not None):
+        """Encrypt 0 to 65536 bytes of data under this SM4 key (GCM) and bind the header to them.
+
+        The nonce has 12 bytes and is never used twice with this key. Returns ciphertext ‖ tag of 16 bytes. The data
+        are bytes or a bytearray, which stays as it is.
+        """
+        cdef Py_buffer view
+        cdef bytes sealed
+        self._require_wrapping(nonce)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            if view.len > GCM_MAX_BYTES:
+                raise ValueError(f"at most {GCM_MAX_BYTES} bytes are sealed together")
+            sealed = PyBytes_FromStringAndSize(NULL, view.len + GCM_TAG_BYTES)
+            self._seal(
+                nonce, header, <const uint8_t *>view.buf, <size_t>view.len,
+                <uint8_t *>PyBytes_AS_STRING(sealed))
+        finally:
+            PyBuffer_Release(&view)
+        return sealed
+
+    def open(self, bytes sealed not None, bytes nonce not None, bytes header not None):
+        """Decrypt what `seal` made.
+
+        Raises:
+            KeyNotAuthentic: sealed data, header, nonce or key is not what it was.
+        """
+        cdef size_t length = self._require_sealed(sealed, nonce)
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        self._open(sealed, nonce, header, <uint8_t *>PyBytes_AS_STRING(data))
+        return data
+
+    def open_into(self, bytearray place not None, bytes sealed not None, bytes nonce not None, bytes header not None):
+        """Decrypt what `seal` made into a bytearray of its length, which the caller can wipe.
+
+        Raises:
+            KeyNotAuthentic: sealed data, header, nonce or key is not what it was; the place stays as it was.
+        """
+        cdef size_t length = self._require_sealed(sealed, nonce)
+        cdef Py_buffer view
+        # While its buffer is held, nobody can change a bytearray's length.
+        PyObject_GetBuffer(place, &view, PyBUF_WRITABLE)
+        try:
+            if <size_t>view.len != length:
+                raise ValueError("the place has another length than the data")
+            self._open(sealed, nonce, header, <uint8_t *>view.buf)
+        finally:
+            PyBuffer_Release(&view)
+
+    def split(self, threshold, count):
+        """Split a key of 16 bytes into shares, 16 bytes each, numbered from 1; `combine` is the opposite.
+
+        Any `threshold` of them make the key; fewer say nothing of it. 1 <= threshold <= count <= 255.
+        """
+        cdef uint8_t *places[SHAMIR_MAX_SHARES]
+        cdef const arena_cell *cell
+        cdef list shares = []
+        cdef bytes share
+        cdef size_t least, most, i
+        cdef arena_status status
+        if arena_key_bytes(<arena_algorithm>self.algorithm) != SHAMIR_SHARE_BYTES:
+            raise ValueError(f"only a key of {SHAMIR_SHARE_BYTES} bytes can be split")
+        if not isinstance(threshold, int) or not isinstance(count, int):
+            raise TypeError("threshold and count are whole numbers")
+        if not 1 <= threshold <= count <= SHAMIR_MAX_SHARES:
+            raise ValueError(f"1 <= threshold <= count <= {SHAMIR_MAX_SHARES}")
+        least, most = threshold, count
+        for i in range(most):
+            share = PyBytes_FromStringAndSize(NULL, SHAMIR_SHARE_BYTES)
+            shares.append(share)
+            places[i] = <uint8_t *>PyBytes_AS_STRING(share)
+        _require(arena_pin(self._handle, &cell))
+        with nogil:
+            status = shamir_split(cell, least, most, places)
+            arena_unpin(cell)
+        _require(status)
+        return shares
 
     def __repr__(self):
         return f"<KeyHandle {_NAMES[self.algorithm]}>"
@@ -409,9 +583,63 @@ cdef class KeyHandle:
             raise ValueError(f"{_NAMES[self.algorithm]} takes whole blocks of {size} bytes")
         return length
 
+    cdef int _seal(self, bytes nonce, bytes header, const uint8_t *data, size_t length, uint8_t *out) except -1:
+        cdef const uint8_t *nonce_at = <const uint8_t *>PyBytes_AS_STRING(nonce)
+        cdef const uint8_t *header_at = <const uint8_t *>PyBytes_AS_STRING(header)
+        cdef size_t header_length = <size_t>PyBytes_GET_SIZE(header)
+        cdef const arena_cell *kek
+        cdef arena_status status
+        _require(arena_pin(self._handle, &kek))
+        if _gcm_work(header_length, length) < _RELEASE_WORK:
+            status = gcm_seal(kek, nonce_at, header_at, header_length, data, length, out)
+            arena_unpin(kek)
+        else:
+            with nogil:
+                status = gcm_seal(kek, nonce_at, header_at, header_length, data, length, out)
+                arena_unpin(kek)
+        _require(status)
+        return 0
+
+    cdef int _open(self, bytes sealed, bytes nonce, bytes header, uint8_t *out) except -1:
+        cdef const uint8_t *nonce_at = <const uint8_t *>PyBytes_AS_STRING(nonce)
+        cdef const uint8_t *header_at = <const uint8_t *>PyBytes_AS_STRING(header)
+        cdef size_t header_length = <size_t>PyBytes_GET_SIZE(header)
+        cdef const uint8_t *sealed_at = <const uint8_t *>PyBytes_AS_STRING(sealed)
+        cdef size_t length = <size_t>PyBytes_GET_SIZE(sealed) - GCM_TAG_BYTES
+        cdef gcm_verdict verdict
+        cdef const arena_cell *kek
+        cdef arena_status status
+        _require(arena_pin(self._handle, &kek))
+        if _gcm_work(header_length, length) < _RELEASE_WORK:
+            status = gcm_open(kek, nonce_at, header_at, header_length, sealed_at, length, out, &verdict)
+            arena_unpin(kek)
+        else:
+            with nogil:
+                status = gcm_open(kek, nonce_at, header_at, header_length, sealed_at, length, out, &verdict)
+                arena_unpin(kek)
+        _require(status)
+        if verdict != GCM_AUTHENTIC:
+            raise KeyNotAuthentic("the sealed data were altered or are under another key")
+        return 0
+
+    cdef size_t _require_sealed(self, bytes sealed, bytes nonce) except? 0:
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(sealed)
+        self._require_wrapping(nonce)
+        if not GCM_TAG_BYTES <= length <= GCM_MAX_BYTES + GCM_TAG_BYTES:
+            raise KeyNotAuthentic("the sealed data have the wrong length")
+        return <size_t>(length - GCM_TAG_BYTES)
+
+    cdef size_t _require_transport(self, arena_algorithm algorithm) except 0:
+        cdef size_t length = arena_key_bytes(algorithm)
+        if self.algorithm == ARENA_DES:
+            raise ValueError("a transport key is an SM4 or 3DES key")
+        if length % key_block_bytes(<arena_algorithm>self.algorithm):
+            raise ValueError(f"a {_NAMES[algorithm]} key is no whole block of {_NAMES[self.algorithm]}")
+        return length
+
     cdef int _require_wrapping(self, bytes nonce) except -1:
         if self.algorithm != ARENA_SM4:
-            raise ValueError("keys are wrapped under SM4")
+            raise ValueError("keys are wrapped under SM4, and so are data sealed")
         if PyBytes_GET_SIZE(nonce) != GCM_NONCE_BYTES:
             raise ValueError(f"a nonce has {GCM_NONCE_BYTES} bytes")
         return 0
@@ -433,6 +661,73 @@ cdef arena_status _crypt(
         key_encrypt(cell, data, out, length)
     arena_unpin(cell)
     return status
+
+
+cdef size_t _gcm_work(size_t header_length, size_t length) noexcept:
+    return (header_length // 16 + length // 16) * _GCM_WORK
+
+
+def generate(int algorithm):
+    """Make a random key in locked memory: 16 bytes for SM4 and TDES, 8 for DES.
+
+    DES and TDES keys have odd parity, and a weak one (see `KeyWeak`) is drawn again.
+    """
+    cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+    cdef arena_handle made
+    _require(key_generate(made_algorithm, &made))
+    return _owned(made_algorithm, made)
+
+
+def combine(int algorithm, shares):
+    """Make the key of 16 bytes that was split, from as many shares as its threshold.
+
+    Each share is a number, 1 to 255, and 16 bytes; no number comes twice. Too few shares, or wrong ones, make another
+    key: compare its check value.
+    """
+    cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+    cdef uint8_t numbers[SHAMIR_MAX_SHARES]
+    cdef const uint8_t *places[SHAMIR_MAX_SHARES]
+    cdef list held = []
+    cdef set seen = set()
+    cdef size_t n = 0
+    cdef long number
+    cdef bytes share
+    cdef arena_handle made
+    cdef arena_status status
+    if arena_key_bytes(made_algorithm) != SHAMIR_SHARE_BYTES:
+        raise ValueError(f"only a key of {SHAMIR_SHARE_BYTES} bytes was split")
+    for given_number, given_share in shares:
+        # Cython would take 1.5 for 1.
+        if not isinstance(given_number, int) or not isinstance(given_share, bytes):
+            raise TypeError("a share is a number and bytes")
+        if not 1 <= given_number <= SHAMIR_MAX_SHARES:
+            raise ValueError(f"a share's number is 1 to {SHAMIR_MAX_SHARES}")
+        number = given_number
+        share = given_share
+        if number in seen:
+            raise ValueError("two shares have the same number")
+        if PyBytes_GET_SIZE(share) != SHAMIR_SHARE_BYTES:
+            raise ValueError(f"a share has {SHAMIR_SHARE_BYTES} bytes")
+        # Different numbers up to the most: there is a place for each.
+        seen.add(number)
+        held.append(share)
+        numbers[n] = <uint8_t>number
+        places[n] = <const uint8_t *>PyBytes_AS_STRING(share)
+        n += 1
+    if n == 0:
+        raise ValueError("a key is combined from at least one share")
+    with nogil:
+        status = shamir_combine(made_algorithm, numbers, places, n, &made)
+    _require(status)
+    return _owned(made_algorithm, made)
+
+
+def wipe(bytearray material not None):
+    """Overwrite a bytearray with zeros."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(material, &view, PyBUF_WRITABLE)
+    arena_wipe(view.buf, <size_t>view.len)
+    PyBuffer_Release(&view)
 
 
 def load(int algorithm, material):
@@ -529,9 +824,9 @@ cdef class CardKernel:
         """
         return self._run(tasks, open_city, list(presented))
 
-    def city(self, long address, long card_algorithm, str region not None):
-        """Return a cached city key, or None."""
-        return self._cities.get((address << 8 | card_algorithm, region))
+    def city(self, long address, long card_algorithm, str region not None, long purpose):
+        """Return the city key cached for a purpose, or None."""
+        return self._cities.get((_place(address, card_algorithm, purpose), region))
 
     def forget(self):
         """Free all cached city keys."""
@@ -613,8 +908,7 @@ cdef class CardKernel:
         cdef object region = ref.region
         cdef long address = ref.address
         cdef long card_algorithm = ref.algorithm
-        # Plain numbers: an enum's member is slow to hash.
-        cdef tuple place = (address << 8 | card_algorithm, region)
+        cdef tuple place = (_place(address, card_algorithm, ref.purpose), region)
         cdef object cached = self._cities.get(place)
         cdef KeyHandle city
         if cached is None:
@@ -659,6 +953,11 @@ cdef class CardKernel:
             del self._cities[next(iter(self._cities))]
         self._cities[place] = city
         return city
+
+
+cdef inline long _place(long address, long card_algorithm, long purpose) noexcept:
+    # One plain number: an enum's member is slow to hash. A purpose has 24 bits, an algorithm 8.
+    return purpose << 24 | address << 8 | card_algorithm
 
 
 cdef inline bint is_protect(card_kind kind) noexcept:

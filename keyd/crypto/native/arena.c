@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "arena.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,23 @@ static struct {
 void arena_wipe(void *memory, size_t bytes)
 {
     explicit_bzero(memory, bytes);
+}
+
+arena_status arena_random(void *memory, size_t bytes)
+{
+    uint8_t *at = memory;
+
+    /* More than 256 bytes may come in pieces, and a signal may come in between. */
+    while (bytes) {
+        ssize_t got = getrandom(at, bytes, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return ARENA_NO_RANDOM;
+        at += got;
+        bytes -= (size_t)got;
+    }
+    return ARENA_OK;
 }
 
 size_t arena_key_bytes(arena_algorithm algorithm)
@@ -168,9 +186,9 @@ static arena_status open_arena(size_t bytes)
         arena.is_open = arena.is_inherited = 0;
         arena.pins = arena.scratches_lent = arena.sealing = 0;
     }
-    if (getrandom(&arena.canary, sizeof arena.canary, 0) != (ssize_t)sizeof arena.canary)
-        return ARENA_NO_RANDOM;
-    arena_status status = register_handlers();
+    arena_status status = arena_random(&arena.canary, sizeof arena.canary);
+    if (status == ARENA_OK)
+        status = register_handlers();
     if (status == ARENA_OK) {
         status = map_between_guards(bytes, page);
         if (status != ARENA_OK && arena.mapping != MAP_FAILED)
@@ -190,6 +208,14 @@ arena_status arena_open(size_t bytes)
 {
     pthread_mutex_lock(&arena.mutex);
     arena_status status = open_arena(bytes);
+    pthread_mutex_unlock(&arena.mutex);
+    return status;
+}
+
+arena_status arena_open_if_closed(void)
+{
+    pthread_mutex_lock(&arena.mutex);
+    arena_status status = is_ours() ? ARENA_OK : open_arena(ARENA_DEFAULT_BYTES);
     pthread_mutex_unlock(&arena.mutex);
     return status;
 }

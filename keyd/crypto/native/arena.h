@@ -43,7 +43,7 @@ typedef enum {
     ARENA_NO_MEMORY,   /* mmap, mprotect or madvise failed. */
     ARENA_IS_OPEN,     /* It is open already, with another size. */
     ARENA_BAD_SIZE,    /* The size has no room for a cell, or for more than ARENA_MAX_CELLS. */
-    ARENA_NO_RANDOM    /* The kernel gave no random canary. */
+    ARENA_NO_RANDOM    /* The kernel gave no random bytes. */
 } arena_status;
 
 typedef enum { ARENA_SM4 = 1, ARENA_TDES = 2, ARENA_DES = 3 } arena_algorithm;
@@ -76,6 +76,9 @@ typedef struct {
  * ARENA_DEFAULT_BYTES. A second call with the same size changes nothing. */
 arena_status arena_open(size_t bytes);
 
+/* Open the arena with ARENA_DEFAULT_BYTES if it is not open: for what needs a scratch region before there is a key. */
+arena_status arena_open_if_closed(void);
+
 /* Put a key into a free cell and make its schedule: 16 bytes for SM4 and 3DES, 8 for DES. */
 arena_status arena_take(arena_algorithm algorithm, const uint8_t *key, arena_handle *handle);
 
@@ -101,6 +104,9 @@ void arena_scratch_give(void *scratch, size_t used);
 void arena_wipe_all(void);
 
 arena_counters arena_count(void);
+
+/* Fill with random bytes from the kernel. */
+arena_status arena_random(void *memory, size_t bytes);
 
 /* Overwrite with zeros, even if the compiler thinks that nobody will look. */
 void arena_wipe(void *memory, size_t bytes);

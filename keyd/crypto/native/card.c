@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "key.h"
+#include "verdict.h"
 
 /* Lanes computed side by side: a multiple of every path's, and small enough that keys, schedules and blocks stay in the
  * first-level cache. */

@@ -180,3 +180,33 @@ void tdes_decrypt(const des_schedule *schedules, const uint8_t *in, uint8_t *out
     const uint64_t *stages[] = {schedules[0], schedules[1], schedules[0]};
     crypt(stages, 3, 1, in, out, n);
 }
+
+void des_set_parity(uint8_t *key, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned folded = key[i] >> 1;
+        folded ^= folded >> 4;
+        folded ^= folded >> 2;
+        folded ^= folded >> 1;
+        key[i] = (uint8_t)((key[i] & 0xFE) | (~folded & 1));
+    }
+}
+
+int des_is_weak(const uint8_t *key)
+{
+    static const uint64_t weak[16] = {
+        0x0101010101010101, 0xFEFEFEFEFEFEFEFE, 0xE0E0E0E0F1F1F1F1, 0x1F1F1F1F0E0E0E0E,
+        0x011F011F010E010E, 0x1F011F010E010E01, 0x01E001E001F101F1, 0xE001E001F101F101,
+        0x01FE01FE01FE01FE, 0xFE01FE01FE01FE01, 0x1FE01FE00EF10EF1, 0xE01FE01FF10EF10E,
+        0x1FFE1FFE0EFE0EFE, 0xFE1FFE1FFE0EFE0E, 0xE0FEE0FEF1FEF1FE, 0xFEE0FEE0FEF1FEF1};
+    uint64_t number = load_block(key);
+    /* volatile, so that no compiler finds out that it might stop early. */
+    volatile uint64_t found = 0;
+
+    for (int i = 0; i < 16; i++) {
+        uint64_t differing = (number ^ weak[i]) & UINT64_C(0xFEFEFEFEFEFEFEFE);
+        /* Its parity bits are clear, so less than 2^63 is left of it: minus 1, only 0 has the highest bit. */
+        found |= ((differing >> 1) - 1) >> 63;
+    }
+    return (int)found;
+}

@@ -24,4 +24,10 @@ void des_decrypt(const des_schedule schedule, const uint8_t *in, uint8_t *out, s
 void tdes_encrypt(const des_schedule *schedules, const uint8_t *in, uint8_t *out, size_t n);
 void tdes_decrypt(const des_schedule *schedules, const uint8_t *in, uint8_t *out, size_t n);
 
+/* Make every byte's parity odd by its last bit, as key bytes travel. */
+void des_set_parity(uint8_t *key, size_t bytes);
+
+/* 1 if a DES key of 8 bytes is one of the 4 weak or 12 semi-weak ones (NIST SP 800-67, 3.3.2), whatever its parity. */
+int des_is_weak(const uint8_t *key);
+
 #endif

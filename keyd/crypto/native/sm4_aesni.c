@@ -59,11 +59,10 @@ SM4_INLINE bytes look_up(const map *m, nibbles n)
                          _mm_shuffle_epi8(_mm_load_si128((const bytes *)m->high), n.high));
 }
 
-/* AES's S-box alone. */
-SM4_INLINE bytes aes_substitute(bytes b)
+/* What AESENCLAST did to the order of the bytes is taken back. */
+SM4_INLINE bytes rows_back(bytes b)
 {
-    const bytes rows_back = _mm_set_epi8(3, 6, 9, 12, 15, 2, 5, 8, 11, 14, 1, 4, 7, 10, 13, 0);
-    return _mm_shuffle_epi8(_mm_aesenclast_si128(b, _mm_setzero_si128()), rows_back);
+    return _mm_shuffle_epi8(b, _mm_set_epi8(3, 6, 9, 12, 15, 2, 5, 8, 11, 14, 1, 4, 7, 10, 13, 0));
 }
 
 /* ---- A word of four lanes in a register ---- */
@@ -96,7 +95,8 @@ SM4_INLINE four_vec four_substitute(four_vec s)
 {
     ALIGNED map into = Q(OFFSET);
     ALIGNED map back = P(0x6c);
-    return look_up(&back, split(aes_substitute(look_up(&into, split(s)))));
+    const bytes b = _mm_aesenclast_si128(look_up(&into, split(s)), _mm_setzero_si128());
+    return look_up(&back, split(rows_back(b)));
 }
 
 SM4_INLINE four_vec turn(four_vec b, const int by)
@@ -180,11 +180,22 @@ SM4_INLINE void four_store_round_keys(const four_vec rk[4], sm4_schedule *schedu
 /* ---- A byte of sixteen lanes in a register ----
  *
  * Byte j of a word is b[j], byte 0 the least significant. Blocks are held as Q x, and keys as Q k + OFFSET: three of
- * either, and the round key, add up to exactly one OFFSET. */
+ * either, and the round key, add up to exactly one OFFSET.
+ *
+ * A word is a polynomial in y with bytes for coefficients: to turn it by 8 is to multiply it by y, modulo y^4 + 1. L
+ * and L' are such polynomials as well, whose coefficients are maps of bytes. Modulo two, y^4 + 1 is (y + 1)^4. With
+ * z = y + 1, the word b[0] + b[1] y + b[2] y^2 + b[3] y^3 is a[0] + a[1] z + a[2] z^2 + a[3] z^3, where
+ *
+ *   a[0] = b[0] + b[1] + b[2] + b[3]    a[1] = b[1] + b[3]    a[2] = b[2] + b[3]    a[3] = b[3]
+ *
+ * and z^4 = 0, so that half of the products in a multiplication vanish. */
 
 #define SM4_(name) sixteen_##name
 #define LANES 16
-#define GROUPS 1
+#define GROUPS 2
+#define IN_HALVES
+#define REST_GROUPS 1
+#define SCHEDULED_GROUPS 1
 
 typedef struct {
     bytes b[4];
@@ -254,57 +265,74 @@ SM4_INLINE nibbles add_nibbles(nibbles a, nibbles b)
     return (nibbles){add(a.low, b.low), add(a.high, b.high)};
 }
 
-/* With H for the shift of a byte to the left by 2, G for that to the right by 6, R = G + H, and s for the sum of the
- * four bytes, byte j of L(b) is (1 + G) b[j] + (1 + H) b[j+1] + R s, or R (s + b[j]) + (1 + H) (b[j] + b[j+1]). In
- * b[0] and the differences b[0] + b[1], b[1] + b[2], b[2] + b[3], that is seven lookups. */
-SM4_INLINE sixteen_vec sixteen_cipher_step(sixteen_vec x, sixteen_vec s)
+/* AES's S-box of each byte, in the coefficients of powers of z. AESENCLAST adds a round key when it has shifted the
+ * rows, which makes some of the sums. */
+typedef struct {
+    bytes a[4];
+} sixteen_half;
+
+SM4_INLINE sixteen_half sixteen_first_half(sixteen_vec s)
 {
-    ALIGNED map first = MAP(0x76, 0xd3, 0x0d, 0xa0, 0x42, 0xb4, 0x49, 0x82, 0xbc); /* Q R P, and Q L(0x6c...) */
-    ALIGNED map turned = MAP(0, 0xd3, 0x0d, 0xa0, 0x42, 0xb4, 0x49, 0x82, 0xbc);   /* Q R P */
-    ALIGNED map here = MAP(0, 0x55, 0xde, 0xd8, 0x5e, 0x5f, 0x95, 0x72, 0x71);     /* Q (1 + G) P */
-    ALIGNED map next = MAP(0, 0x86, 0xd3, 0x78, 0x1c, 0xeb, 0xdc, 0xf0, 0xcd);     /* Q (1 + H) P */
-    bytes b[4];
-    SM4_UNROLL
-    for (int j = 0; j < 4; j++)
-        b[j] = aes_substitute(s.b[j]);
-    const nibbles n0 = split(b[0]);
-    const nibbles d0 = split(add(b[0], b[1])), d1 = split(add(b[1], b[2])), d2 = split(add(b[2], b[3]));
-    const bytes r0 = look_up(&first, n0), r = add(r0, look_up(&turned, d2));
-    const bytes a0 = look_up(&next, d0), a1 = look_up(&next, d1), a2 = add(look_up(&turned, d1), look_up(&next, d2));
-    x.b[0] = add(x.b[0], add(r, look_up(&here, d0)));
-    x.b[1] = add(x.b[1], add(r, a1));
-    x.b[2] = add(x.b[2], add(r, a2));
-    x.b[3] = add(x.b[3], add(add(r0, a2), add(a0, a1)));
+    const bytes b3 = _mm_aesenclast_si128(s.b[3], _mm_setzero_si128());
+    const bytes b1 = _mm_aesenclast_si128(s.b[1], _mm_setzero_si128());
+    const bytes b23 = _mm_aesenclast_si128(s.b[2], b3);
+    const bytes b01 = _mm_aesenclast_si128(s.b[0], b1);
+    return (sixteen_half){{rows_back(add(b01, b23)), rows_back(add(b1, b3)), rows_back(b23), rows_back(b3)}};
+}
+
+/* Let G be the shift of a byte to the right by 6, H that to the left by 2, and R = G + H. Then
+ *
+ *   L = (1 + H) + R (y + y^2) + (1 + G) y^3 = (1 + y + y^2) (R + (1 + G) z)
+ *
+ * The coefficients of (R + (1 + G) z) a are c0 = R a[0], c1 = (1 + G) a[0] + R a[1], c2 = (1 + G) a[1] + R a[2] and
+ * c3 = (1 + G) a[2] + R a[3]. As Karatsuba has it, c1 = (1 + G + R) (a[0] + a[1]) + R a[0] + (1 + G) a[1], where
+ * 1 + G + R = 1 + H. Of (1 + y + y^2) (c0 + c1 z + c2 z^2 + c3 z^3), the coefficients of 1, y, y^2 and y^3 are
+ * c0 + c1 + c3, c0 + c2 + c3, c0 + c3 and c1 + c2 + c3; some terms cancel out. */
+SM4_INLINE sixteen_vec sixteen_cipher_step(sixteen_vec x, sixteen_half s)
+{
+    ALIGNED map r = MAP(0, 0xd3, 0x0d, 0xa0, 0x42, 0xb4, 0x49, 0x82, 0xbc);       /* Q R P */
+    ALIGNED map last = MAP(0x76, 0xd3, 0x0d, 0xa0, 0x42, 0xb4, 0x49, 0x82, 0xbc); /* Q R P, and Q L(0x6c...) */
+    ALIGNED map g = MAP(0, 0x55, 0xde, 0xd8, 0x5e, 0x5f, 0x95, 0x72, 0x71);       /* Q (1 + G) P */
+    ALIGNED map h = MAP(0, 0x86, 0xd3, 0x78, 0x1c, 0xeb, 0xdc, 0xf0, 0xcd);       /* Q (1 + H) P */
+    const nibbles a[4] = {split(s.a[0]), split(s.a[1]), split(s.a[2]), split(s.a[3])};
+    const bytes c3 = add(look_up(&last, a[3]), look_up(&g, a[2]));
+    const bytes r0 = look_up(&r, a[0]), g1 = look_up(&g, a[1]), r2 = look_up(&r, a[2]);
+    const bytes h01 = look_up(&h, add_nibbles(a[0], a[1]));
+    const bytes c03 = add(c3, r0), c03_r2 = add(c03, r2);
+    x.b[0] = add(x.b[0], add(add(c3, h01), g1));
+    x.b[1] = add(x.b[1], add(c03_r2, g1));
+    x.b[2] = add(x.b[2], c03);
+    x.b[3] = add(x.b[3], add(c03_r2, h01));
     return x;
 }
 
-/* Byte j of L'(b) is b[j] + M1 b[j-1] + M2 b[j-2] + M3 b[j-3], where M1 shifts to the left by 5, M2 adds the shift to
- * the right by 3 and that to the left by 7, and M3 shifts to the right by 1. That is a product of polynomials modulo
- * y^4 + 1, and Karatsuba's trick, on even and odd places and then within each, makes nine lookups of sixteen. They are
- * arranged so that only b[0], b[1], b[0] + b[2], b[1] + b[3] and two sums of those are looked up. */
-SM4_INLINE sixteen_vec sixteen_key_step(sixteen_vec k, sixteen_vec s)
+/* Let M1 be the shift of a byte to the left by 5, M2 the sum of that to the right by 3 and that to the left by 7, and
+ * M3 that to the right by 1. Then
+ *
+ *   L' = 1 + M1 y + M2 y^2 + M3 y^3 = N0 + N1 z + N2 z^2 + M3 z^3
+ *
+ * with N0 = 1 + M1 + M2 + M3, N1 = M1 + M3 and N2 = M2 + M3. The coefficients of L' a are
+ *
+ *   c0 = N0 a[0]                       c1 = N0 a[1] + N1 a[0] = (N0 + N1) (a[0] + a[1]) + N0 a[0] + N1 a[1]
+ *   c2 = N0 a[2] + N1 a[1] + N2 a[0]   c3 = N0 a[3] + N1 a[2] + N2 a[1] + M3 a[0]
+ *
+ * and those of 1, y, y^2 and y^3 are c0 + c1 + c2 + c3, c1 + c3, c2 + c3 and c3; some terms cancel out. */
+SM4_INLINE sixteen_vec sixteen_key_step(sixteen_vec k, sixteen_half s)
 {
-    ALIGNED map even = MAP(0x28, 0x80, 0xad, 0xe1, 0xc0, 0x25, 0xb6, 0x2a, 0x8e); /* Q (1 + M2) P, and Q L'(0x6c...) */
-    ALIGNED map odd = MAP(0, 0x03, 0x27, 0xb7, 0xad, 0x37, 0xb1, 0xc9, 0xeb);     /* Q (M1 + M3) P */
-    ALIGNED map both = MAP(0, 0x83, 0x8a, 0x56, 0x6d, 0x12, 0x07, 0xe3, 0x65);    /* Q (1 + M1 + M2 + M3) P */
-    ALIGNED map m0 = MAP(0, 0x65, 0x62, 0xd8, 0xd2, 0xe3, 0x19, 0x42, 0xcd); /* Q P */
-    ALIGNED map m1 = MAP(0, 0x00, 0xc5, 0xcd, 0xe3, 0x00, 0x00, 0x26, 0x00); /* Q M1 P */
-    ALIGNED map m2 = MAP(0, 0xe5, 0xcf, 0x39, 0x12, 0xc6, 0xaf, 0x68, 0x43);  /* Q M2 P */
-    ALIGNED map m3 = MAP(0, 0x03, 0xe2, 0x7a, 0x4e, 0x37, 0xb1, 0xef, 0xeb);  /* Q M3 P */
-    ALIGNED map m01 = MAP(0, 0x65, 0xa7, 0x15, 0x31, 0xe3, 0x19, 0x64, 0xcd); /* Q (1 + M1) P */
-    ALIGNED map m23 = MAP(0, 0xe6, 0x2d, 0x43, 0x5c, 0xf1, 0x1e, 0x87, 0xa8); /* Q (M2 + M3) P */
-    bytes b[4];
-    SM4_UNROLL
-    for (int j = 0; j < 4; j++)
-        b[j] = aes_substitute(s.b[j]);
-    const nibbles n0 = split(b[0]), n1 = split(b[1]), n02 = split(add(b[0], b[2])), n13 = split(add(b[1], b[3]));
-    const nibbles all = add_nibbles(n02, n13);
-    const bytes f0 = look_up(&m0, n02), f2 = look_up(&m2, n02), g1 = look_up(&m1, n13), g3 = look_up(&m3, n13);
-    const bytes e = add(look_up(&even, n0), look_up(&odd, n1)), o = add(e, look_up(&both, add_nibbles(n0, n1)));
-    k.b[0] = add(k.b[0], add(e, add(f2, g1)));
-    k.b[2] = add(k.b[2], add(e, add(f0, g3)));
-    k.b[1] = add(k.b[1], add(add(o, look_up(&m23, all)), add(f2, g3)));
-    k.b[3] = add(k.b[3], add(add(o, look_up(&m01, all)), add(f0, g1)));
+    ALIGNED map n0 = MAP(0, 0x83, 0x8a, 0x56, 0x6d, 0x12, 0x07, 0xe3, 0x65);  /* Q N0 P */
+    ALIGNED map n1 = MAP(0, 0x03, 0x27, 0xb7, 0xad, 0x37, 0xb1, 0xc9, 0xeb);  /* Q N1 P */
+    ALIGNED map n01 = MAP(0, 0x80, 0xad, 0xe1, 0xc0, 0x25, 0xb6, 0x2a, 0x8e); /* Q (N0 + N1) P */
+    ALIGNED map n2 = MAP(0, 0xe6, 0x2d, 0x43, 0x5c, 0xf1, 0x1e, 0x87, 0xa8);  /* Q N2 P */
+    ALIGNED map m3 = MAP(0x28, 0x03, 0xe2, 0x7a, 0x4e, 0x37, 0xb1, 0xef, 0xeb); /* Q M3 P, and Q L'(0x6c...) */
+    const nibbles a[4] = {split(s.a[0]), split(s.a[1]), split(s.a[2]), split(s.a[3])};
+    const bytes c3 = add(add(look_up(&n0, a[3]), look_up(&n1, a[2])), add(look_up(&n2, a[1]), look_up(&m3, a[0])));
+    const bytes f0 = look_up(&n0, a[0]), f1 = look_up(&n1, a[1]);
+    const bytes c23_f1 = add(c3, add(look_up(&n0, a[2]), look_up(&n2, a[0])));
+    const bytes f01 = look_up(&n01, add_nibbles(a[0], a[1]));
+    k.b[0] = add(k.b[0], add(c23_f1, f01));
+    k.b[1] = add(k.b[1], add(add(add(c3, f01), f0), f1));
+    k.b[2] = add(k.b[2], add(c23_f1, f1));
+    k.b[3] = add(k.b[3], c3);
     return k;
 }
 
@@ -441,7 +469,7 @@ static void encrypt_ecb(const sm4_schedule *schedule, const uint8_t *in, uint8_t
 
 const sm4_path sm4_aesni = {
     .name = "aesni",
-    .lanes = 16,
+    .lanes = 32,
     .is_supported = sm4_has_aesni,
     .encrypt_each = encrypt_each,
     .expand = expand,

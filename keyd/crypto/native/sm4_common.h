@@ -41,6 +41,8 @@ extern const sm4_path sm4_portable;
 extern const sm4_path sm4_gfni512;
 extern const sm4_path sm4_gfni256;
 extern const sm4_path sm4_aesni;
+#elif defined(__aarch64__)
+extern const sm4_path sm4_armv8;
 #endif
 
 /* Whether processor and operating system offer what a path needs. These live in sm4_paths.c, which is compiled
@@ -48,6 +50,7 @@ extern const sm4_path sm4_aesni;
 int sm4_has_gfni512(void);
 int sm4_has_gfni256(void);
 int sm4_has_aesni(void);
+int sm4_has_armv8(void);
 int sm4_has_none(void);
 
 /* The compiler may not skip this memset: the asm statement claims to read the memory. */

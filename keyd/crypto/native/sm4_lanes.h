@@ -19,6 +19,14 @@
  *   vec cipher_step(vec x, vec s)                  x ^ L(S(s))
  *   vec key_step(vec k, vec s)                     k ^ L'(S(s))
  *
+ * and, if that is faster, macros without SM4_() that say
+ *
+ *   IN_HALVES                                      that the groups take turns within a step as well: there is a type
+ *                                                  half, half first_half(vec s), and both steps take a half for s
+ *   REST_GROUPS                                    how many vectors are kept in flight, at most, for what is left after
+ *                                                  the full batches
+ *   SCHEDULED_GROUPS                               how many with schedules that are given, and take registers, too
+ *
  * It leaves behind each_worker, expand_worker, scheduled_worker and ecb_worker, in SM4_() too, and takes the macros
  * away, so that a file with two shapes of vector includes it twice.
  *
@@ -44,7 +52,16 @@
 #define cipher_step SM4_(cipher_step)
 #define key_step SM4_(key_step)
 
-#define BATCH ((size_t)LANES * GROUPS)
+#ifdef IN_HALVES
+#define half SM4_(half)
+#define first_half SM4_(first_half)
+#endif
+#ifndef REST_GROUPS
+#define REST_GROUPS GROUPS
+#endif
+#ifndef SCHEDULED_GROUPS
+#define SCHEDULED_GROUPS GROUPS
+#endif
 
 /* How many of n blocks fall to group g. */
 SM4_INLINE size_t SM4_(share)(size_t n, int g)
@@ -94,18 +111,38 @@ SM4_INLINE void SM4_(key_round)(vec k[][4], vec shared[], const int i, const int
 {
     const vec ck = broadcast(&SM4_(CK)[i + r]);
     SM4_(share_words)(shared, k, r, groups);
+#ifdef IN_HALVES
+    half halves[GROUPS];
+    SM4_UNROLL
+    for (int g = 0; g < groups; g++)
+        halves[g] = first_half(xor3(k[g][r ^ 1], shared[g], ck));
+    SM4_UNROLL
+    for (int g = 0; g < groups; g++)
+        k[g][r] = key_step(k[g][r], halves[g]);
+#else
     SM4_UNROLL
     for (int g = 0; g < groups; g++)
         k[g][r] = key_step(k[g][r], xor3(k[g][r ^ 1], shared[g], ck));
+#endif
 }
 
 /* Group g takes its round key from rk[g][r]. */
 SM4_INLINE void SM4_(cipher_round)(vec x[][4], vec shared[], vec rk[][4], const int r, const int groups)
 {
     SM4_(share_words)(shared, x, r, groups);
+#ifdef IN_HALVES
+    half halves[GROUPS];
+    SM4_UNROLL
+    for (int g = 0; g < groups; g++)
+        halves[g] = first_half(xor3(x[g][r ^ 1], shared[g], rk[g][r]));
+    SM4_UNROLL
+    for (int g = 0; g < groups; g++)
+        x[g][r] = cipher_step(x[g][r], halves[g]);
+#else
     SM4_UNROLL
     for (int g = 0; g < groups; g++)
         x[g][r] = cipher_step(x[g][r], xor3(x[g][r ^ 1], shared[g], rk[g][r]));
+#endif
 }
 
 SM4_INLINE void SM4_(each_groups)(const uint8_t *keys, const uint8_t *in, uint8_t *out, size_t n, const int groups)
@@ -179,16 +216,19 @@ SM4_INLINE void SM4_(ecb_groups)(const number *schedule, const uint8_t *in, uint
     SM4_(store_groups)(x, out, n, groups);
 }
 
-/* Full batches first, and then the rest in one group, two or all. `work(n, groups)` does n blocks from `i` on. */
-#define IN_BATCHES(work)                                                                                           \
+/* Full batches of so many groups first, then what is left. `work(n, groups)` does n blocks from `i` on. */
+#define IN_BATCHES(work, most)                                                                                         \
     do {                                                                                                               \
+        const size_t batch = (size_t)LANES * (most), rest = (size_t)LANES * REST_GROUPS;                               \
         size_t i = 0;                                                                                                  \
-        for (; n - i >= BATCH; i += BATCH)                                                                     \
-            work(BATCH, GROUPS);                                                                                   \
+        for (; n - i >= batch; i += batch)                                                                             \
+            work(batch, most);                                                                                         \
+        for (; rest < batch && n - i >= rest; i += rest)                                                               \
+            work(rest, REST_GROUPS);                                                                                   \
         if (n - i > 2 * LANES)                                                                                         \
-            work(n - i, GROUPS);                                                                                       \
+            work(n - i, REST_GROUPS);                                                                                  \
         else if (n - i > LANES)                                                                                        \
-            work(n - i, GROUPS < 2 ? 1 : 2);                                                                           \
+            work(n - i, REST_GROUPS < 2 ? 1 : 2);                                                                      \
         else if (n - i > 0)                                                                                            \
             work(n - i, 1);                                                                                            \
     } while (0)
@@ -197,14 +237,14 @@ static SM4_NOINLINE void SM4_(each_worker)(const uint8_t *keys, const uint8_t *i
 {
 #define WORK(count, groups)                                                                                            \
     SM4_(each_groups)(keys + i * SM4_BLOCK, in + i * SM4_BLOCK, out + i * SM4_BLOCK, count, groups)
-    IN_BATCHES(WORK);
+    IN_BATCHES(WORK, GROUPS);
 #undef WORK
 }
 
 static SM4_NOINLINE void SM4_(expand_worker)(const uint8_t *keys, sm4_schedule *schedules, size_t n)
 {
 #define WORK(count, groups) SM4_(expand_groups)(keys + i * SM4_BLOCK, schedules + i, count, groups)
-    IN_BATCHES(WORK);
+    IN_BATCHES(WORK, GROUPS);
 #undef WORK
 }
 
@@ -213,14 +253,14 @@ static SM4_NOINLINE void SM4_(scheduled_worker)(const sm4_schedule *const *sched
 {
 #define WORK(count, groups)                                                                                            \
     SM4_(scheduled_groups)(schedules + i, in + i * SM4_BLOCK, out + i * SM4_BLOCK, count, groups)
-    IN_BATCHES(WORK);
+    IN_BATCHES(WORK, SCHEDULED_GROUPS);
 #undef WORK
 }
 
 static SM4_NOINLINE void SM4_(ecb_worker)(const number *schedule, const uint8_t *in, uint8_t *out, size_t n)
 {
 #define WORK(count, groups) SM4_(ecb_groups)(schedule, in + i * SM4_BLOCK, out + i * SM4_BLOCK, count, groups)
-    IN_BATCHES(WORK);
+    IN_BATCHES(WORK, GROUPS);
 #undef WORK
 }
 
@@ -236,7 +276,13 @@ static SM4_NOINLINE void SM4_(ecb_worker)(const number *schedule, const uint8_t 
 #undef cipher_step
 #undef key_step
 #undef IN_BATCHES
-#undef BATCH
+#ifdef IN_HALVES
+#undef half
+#undef first_half
+#undef IN_HALVES
+#endif
+#undef REST_GROUPS
+#undef SCHEDULED_GROUPS
 #undef GROUPS
 #undef LANES
 #undef SM4_

@@ -3,6 +3,10 @@
  */
 #include <stdatomic.h>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "sm4_common.h"
 
 const sm4_path *const sm4_paths[] = {
@@ -10,6 +14,8 @@ const sm4_path *const sm4_paths[] = {
     &sm4_gfni512,
     &sm4_gfni256,
     &sm4_aesni,
+#elif defined(__aarch64__)
+    &sm4_armv8,
 #endif
     &sm4_portable,
     NULL,
@@ -40,6 +46,12 @@ int sm4_has_aesni(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("aes") && __builtin_cpu_supports("ssse3") && __builtin_cpu_supports("sse4.1");
+}
+#elif defined(__aarch64__)
+/* What an ARM processor has, it tells only the kernel, which tells each program in its auxiliary vector. */
+int sm4_has_armv8(void)
+{
+    return (getauxval(AT_HWCAP) & HWCAP_SM4) != 0;
 }
 #endif
 

@@ -68,6 +68,7 @@ _FUNCTIONS: Final[dict[str, tuple[str, Any, list[Any]]]] = {
         c_int,
         [c_void_p, POINTER(c_void_p), c_int, POINTER(Param)],
     ),
+    "EVP_PKEY_get_bn_param": (_SUCCESS, c_int, [c_void_p, c_char_p, POINTER(c_void_p)]),
     "EVP_PKEY_free": (_NOTHING, None, [c_void_p]),
     "EVP_MD_CTX_new": (_SOMETHING, c_void_p, []),
     "EVP_MD_CTX_free": (_NOTHING, None, [c_void_p]),
@@ -102,6 +103,7 @@ _FUNCTIONS: Final[dict[str, tuple[str, Any, list[Any]]]] = {
         [c_void_p, c_void_p, c_int, _OUT, c_size_t, c_void_p],
     ),
     "BN_bin2bn": (_SOMETHING, c_void_p, [_IN, c_int, c_void_p]),
+    "BN_bn2binpad": (_SOMETHING, c_int, [c_void_p, _OUT, c_int]),
     "BN_clear_free": (_NOTHING, None, [c_void_p]),
     "OPENSSL_cleanse": (_NOTHING, None, [c_void_p, c_size_t]),
 }

@@ -51,12 +51,16 @@ class PrivateOperations(Protocol):
         """Return r‖s, 64 bytes."""
         ...
 
-    def decrypt(self, ciphertext: Ciphertext) -> bytes:
-        """Decrypt. C1 is on the curve and C2 is not empty.
+    def decrypt(self, ciphertext: Ciphertext) -> bytearray:
+        """Decrypt. C1 is on the curve and C2 is not empty. The caller wipes the plaintext if it is a secret.
 
         Raises:
             CiphertextNotAuthentic: C3 is not the plaintext's.
         """
+        ...
+
+    def copy_secret(self) -> bytearray:
+        """Return d, 32 bytes, which the caller wipes."""
         ...
 
 
@@ -68,12 +72,12 @@ class Backend(Protocol):
         """The backend's name, for people and for the log."""
         ...
 
-    def public_point(self, d: bytes) -> bytes:
+    def public_point(self, d: bytearray) -> bytes:
         """Return [d]G, 65 bytes, for d of 32 bytes in [1, N-2]."""
         ...
 
-    def private_key(self, d: bytes, point: bytes) -> PrivateOperations:
-        """Take a private key: d of 32 bytes in [1, N-2] and the point [d]G."""
+    def private_key(self, d: bytearray, point: bytes) -> PrivateOperations:
+        """Take a private key: d of 32 bytes in [1, N-2], which the caller wipes, and the point [d]G."""
         ...
 
     def public_key(self, point: bytes) -> PublicOperations:

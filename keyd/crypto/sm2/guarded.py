@@ -6,7 +6,9 @@ constructor strips leading zeros and fours off a public key. Each of the standar
 here, numbered as GB/T 32918.2 §6.1, §7.1 and GB/T 32918.4 §6.1, §7.1 number it.
 
 It is some twenty times slower than libcrypto, and not constant-time: multiplying takes branches that depend
-on k and d. It serves development and machines without OpenSSL 3; `backend_name` tells the operator.
+on k and d. Its d, its key streams and what it decrypts are Python numbers and bytes on their way, and stay in
+memory until that is used for something else. It serves development and machines without OpenSSL 3; `backend_name`
+tells the operator.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class GuardedPublicKey:
 class GuardedPrivateKey:
     """A private key: d and its point."""
 
-    def __init__(self, d: bytes, point: bytes) -> None:
+    def __init__(self, d: bytearray, point: bytes) -> None:
         self._d = int.from_bytes(d, "big")
         self._point = point
 
@@ -119,15 +121,19 @@ class GuardedPrivateKey:
             if signature is not None:
                 return signature
 
-    def decrypt(self, ciphertext: Ciphertext) -> bytes:
-        """Decrypt, and compare C3 before giving anything out."""
+    def decrypt(self, ciphertext: Ciphertext) -> bytearray:
+        """Decrypt, and compare C3 before giving anything out. Copies of the plaintext stay behind in memory."""
         shared = multiply(self._d, ciphertext.c1)  # B3
         stream = key_stream(shared, len(ciphertext.c2))  # B4
         plaintext = _xor(ciphertext.c2, stream)  # B5
         authentic = hmac.compare_digest(_check(shared, plaintext), ciphertext.c3)  # B6
         if not (authentic and any(stream)):
             raise CiphertextNotAuthentic("the ciphertext does not open under this key")
-        return plaintext
+        return bytearray(plaintext)
+
+    def copy_secret(self) -> bytearray:
+        """Return d, 32 bytes. Another copy stays behind in memory."""
+        return bytearray(scalar(self._d))
 
 
 class GuardedBackend:
@@ -135,11 +141,11 @@ class GuardedBackend:
 
     name: Final = "guarded"
 
-    def public_point(self, d: bytes) -> bytes:
+    def public_point(self, d: bytearray) -> bytes:
         """Return [d]G, 65 bytes."""
         return multiply(int.from_bytes(d, "big"), G)
 
-    def private_key(self, d: bytes, point: bytes) -> GuardedPrivateKey:
+    def private_key(self, d: bytearray, point: bytes) -> GuardedPrivateKey:
         """Take a private key."""
         return GuardedPrivateKey(d, point)
 

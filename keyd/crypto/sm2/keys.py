@@ -6,11 +6,15 @@ orders, points, and the key stream that must not be all zero.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hmac
 import secrets
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from keyd.crypto.algorithms import KEY_BYTES, Algorithm, require_software
+from keyd.crypto.native import _core
+from keyd.crypto.secret import TAG_BYTES, KeyNotAuthentic, SecretKey
 from keyd.crypto.sm2.backend import (
     Ciphertext,
     CiphertextNotAuthentic,
@@ -30,12 +34,17 @@ from keyd.crypto.sm2.selection import default_backend
 from keyd.crypto.sm3 import DIGEST_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from keyd.crypto.sm2.backend import Backend, PrivateOperations, PublicOperations
 
 SIGNATURE_BYTES: Final = 2 * SCALAR_BYTES
 
 # SM2 carries keys and the like. The wire's largest message is 64 KiB, so nothing longer can come from a peer.
 MAX_PLAINTEXT_BYTES: Final = 64 * 1024
+
+_LEAST: Final = scalar(1)
+_MOST: Final = scalar(N - 2)
 
 # Even for a plaintext of 1 byte, 32 zero key streams in a row have a chance of 2^-256: k is not random.
 _MAX_ENCRYPTIONS: Final = 32
@@ -115,7 +124,10 @@ class Sm2PublicKey:
 
 
 class Sm2PrivateKey:
-    """A private key. It signs, decrypts and names its public key; its bytes have no way out."""
+    """A private key. It signs, decrypts and names its public key; its bytes leave sealed under a `SecretKey`.
+
+    They are not in the arena: libcrypto keeps them in memory of its own, the guarded backend in a Python number.
+    """
 
     __slots__ = ("_operations", "public")
 
@@ -129,17 +141,67 @@ class Sm2PrivateKey:
     @classmethod
     def generate(cls, *, backend: Backend | None = None) -> Sm2PrivateKey:
         """Make a new key from the system's randomness."""
-        return cls.load(scalar(1 + secrets.randbelow(N - 2)), backend=backend)
+        return cls.load(bytearray(scalar(1 + secrets.randbelow(N - 2))), backend=backend)
 
     @classmethod
-    def load(cls, d: bytes, *, backend: Backend | None = None) -> Sm2PrivateKey:
-        """Take key bytes in: the named entry. 32 bytes, a number in [1, N-2]."""
-        # N-1 is excluded because signing divides by 1 + d (GB/T 32918.1 §6.1).
-        if len(d) != SCALAR_BYTES or not 1 <= int.from_bytes(d, "big") <= N - 2:
-            raise ValueError(f"an SM2 private key is {SCALAR_BYTES} bytes, a number in [1, N-2]")
-        backend = backend or default_backend()
-        point = backend.public_point(d)
-        return cls(backend.private_key(d, point), Sm2PublicKey.load(point, backend=backend))
+    def load(cls, d: bytes | bytearray, *, backend: Backend | None = None) -> Sm2PrivateKey:
+        """Take key bytes in: the named entry. 32 bytes, a number in [1, N-2]. A bytearray is wiped."""
+        secret = d if isinstance(d, bytearray) else bytearray(d)
+        try:
+            # N-1 is excluded because signing divides by 1 + d (GB/T 32918.1 §6.1). Bytes of one length compare as
+            # the numbers that they write, and a Python number of d would be one more copy.
+            if len(secret) != SCALAR_BYTES or not _LEAST <= secret <= _MOST:
+                raise ValueError(
+                    f"an SM2 private key is {SCALAR_BYTES} bytes, a number in [1, N-2]"
+                )
+            backend = backend or default_backend()
+            point = backend.public_point(secret)
+            operations = backend.private_key(secret, point)
+        finally:
+            _core.wipe(secret)
+        return cls(operations, Sm2PublicKey.load(point, backend=backend))
+
+    @classmethod
+    def unwrap(
+        cls,
+        kek: SecretKey,
+        wrapped: bytes,
+        nonce: bytes,
+        header: bytes,
+        *,
+        backend: Backend | None = None,
+    ) -> Sm2PrivateKey:
+        """Open what `wrapped_under` made. The key's bytes pass through a bytearray that is wiped.
+
+        Raises:
+            KeyNotAuthentic: wrapped key (48 bytes), header, nonce or wrapping key is not what it was.
+            ValueError: the nonce has not 12 bytes, the wrapping key is not for SM4, or what was sealed is no key.
+        """
+        if len(wrapped) != SCALAR_BYTES + TAG_BYTES:
+            raise KeyNotAuthentic("a wrapped SM2 private key has another length")
+        d = bytearray(SCALAR_BYTES)
+        kek.open_into(d, wrapped, nonce, header)
+        return cls.load(d, backend=backend)
+
+    def wrapped_under(self, kek: SecretKey, nonce: bytes, header: bytes) -> bytes:
+        """Return the key sealed under an SM4 key, with a header bound to it: 32 bytes of ciphertext and 16 of tag.
+
+        The nonce has 12 bytes and is never used twice with that key.
+
+        Raises:
+            ValueError: the nonce has another length, or the wrapping key is not for SM4.
+        """
+        with self.lent_secret() as d:
+            return kek.seal(d, nonce, header)
+
+    @contextlib.contextmanager
+    def lent_secret(self) -> Iterator[bytearray]:
+        """Lend d, 32 bytes, and wipe it afterwards: the named exit, for sealing it and nothing else."""
+        d = self._operations.copy_secret()
+        try:
+            yield d
+        finally:
+            _core.wipe(d)
 
     def sign(self, message: bytes, *, user_id: bytes = DEFAULT_USER_ID) -> bytes:
         """Sign a message (SM3 with Z); return r‖s, 64 bytes. The user_id has 1 to 8190 bytes."""
@@ -154,6 +216,35 @@ class Sm2PrivateKey:
         Raises:
             CiphertextNotAuthentic: the ciphertext is malformed, altered, for another key or in another order.
         """
+        plaintext = self._decrypt(ciphertext, order)
+        try:
+            return bytes(plaintext)
+        finally:
+            _core.wipe(plaintext)
+
+    def decrypt_to_key(
+        self,
+        ciphertext: bytes,
+        algorithm: Algorithm,
+        order: CiphertextOrder = CiphertextOrder.C1C3C2,
+    ) -> SecretKey:
+        """Decrypt a key of that algorithm, 16 bytes or DES 8, into locked memory.
+
+        Over libcrypto its bytes are written to a bytearray that is wiped, and are no other Python object; libcrypto
+        frees its key stream unwiped. The guarded backend computes with Python's numbers and bytes: copies stay in
+        memory until that is used for something else.
+
+        Raises:
+            CiphertextNotAuthentic: as `decrypt`, or the ciphertext has not the length of such a key's.
+            AlgorithmNotSupported: for SSF33 and SM1.
+        """
+        require_software(algorithm)
+        # Before decrypting: how long the plaintext is, the ciphertext shows.
+        if len(ciphertext) != POINT_BYTES + DIGEST_BYTES + KEY_BYTES[algorithm]:
+            raise CiphertextNotAuthentic("the ciphertext does not have the length of a key's")
+        return SecretKey.load(algorithm, self._decrypt(ciphertext, order))
+
+    def _decrypt(self, ciphertext: bytes, order: CiphertextOrder) -> bytearray:
         parts = _split(ciphertext, order)
         plaintext = self._operations.decrypt(parts)
         # GB/T 32918.4 §7.1 B4: the key stream was all zero. OpenSSL does not look.

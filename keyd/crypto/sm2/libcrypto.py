@@ -110,10 +110,12 @@ class _PublicKey(_Key):
 
 
 class _PrivateKey(_Key):
-    def __init__(self, lib: Libcrypto, d: bytes, point: bytes) -> None:
+    def __init__(self, lib: Libcrypto, d: bytearray, point: bytes) -> None:
         # OSSL_PARAM numbers are in the machine's byte order.
-        native = d if sys.byteorder == "big" else d[::-1]
-        with _wiped(lib, ctypes.create_string_buffer(native, SCALAR_BYTES)) as buffer:
+        native = bytearray(d)
+        if sys.byteorder == "little":
+            native.reverse()
+        with _wiped(lib, _borrowed(native)) as buffer:
             params = _public_params(point)
             params[b"priv"] = (_PARAM_UNSIGNED_INTEGER, buffer)
             super().__init__(lib, _PKEY_KEYPAIR, params)
@@ -126,20 +128,36 @@ class _PrivateKey(_Key):
             lib.EVP_DigestSign(ctx, out, ctypes.byref(length), message, len(message))
         return signature_from_der(out.raw[: length.value])
 
-    def decrypt(self, ciphertext: Ciphertext) -> bytes:
+    def decrypt(self, ciphertext: Ciphertext) -> bytearray:
+        """Decrypt into a bytearray: the plaintext is nowhere else in Python.
+
+        libcrypto frees its key stream without wiping it, as far as OpenSSL 3 goes.
+        """
         lib = self._lib
         der = ciphertext_to_der(ciphertext)
-        with (
-            _freed(
-                lib.EVP_PKEY_CTX_new_from_pkey(None, self._key, None), lib.EVP_PKEY_CTX_free
-            ) as ctx,
-            _wiped(lib, ctypes.create_string_buffer(len(ciphertext.c2))) as out,
-        ):
+        plaintext = bytearray(len(ciphertext.c2))
+        out = _borrowed(plaintext)
+        with _freed(
+            lib.EVP_PKEY_CTX_new_from_pkey(None, self._key, None), lib.EVP_PKEY_CTX_free
+        ) as ctx:
             lib.EVP_PKEY_decrypt_init(ctx)
             length = ctypes.c_size_t(len(out))
-            if not lib.EVP_PKEY_decrypt(ctx, out, ctypes.byref(length), der, len(der)):
-                raise CiphertextNotAuthentic("the ciphertext does not open under this key")
-            return out.raw[: length.value]
+            if lib.EVP_PKEY_decrypt(ctx, out, ctypes.byref(length), der, len(der)):
+                if length.value == len(out):
+                    return plaintext
+                raise LibcryptoError("EVP_PKEY_decrypt gave another length than C2 has")
+        # It may have decrypted before it compared.
+        lib.OPENSSL_cleanse(out, len(out))
+        raise CiphertextNotAuthentic("the ciphertext does not open under this key")
+
+    def copy_secret(self) -> bytearray:
+        lib = self._lib
+        d = bytearray(SCALAR_BYTES)
+        number = ctypes.c_void_p()
+        lib.EVP_PKEY_get_bn_param(self._key, b"priv", ctypes.byref(number))
+        with _freed(number, lib.BN_clear_free):
+            lib.BN_bn2binpad(number, _borrowed(d), SCALAR_BYTES)
+        return d
 
 
 class LibcryptoBackend:
@@ -158,17 +176,17 @@ class LibcryptoBackend:
             self._group = lib.EC_GROUP_new_by_curve_name(_NID_SM2)
             weakref.finalize(self, lib.EC_GROUP_free, self._group).atexit = False
             # A distribution may build the functions and leave the algorithms out; only trying tells.
-            self.private_key(scalar(1), G).sign(b"", DEFAULT_USER_ID)
+            self.private_key(bytearray(scalar(1)), G).sign(b"", DEFAULT_USER_ID)
             self.public_key(G).encrypt(b"\0")
         except LibcryptoError as reason:
             raise LibcryptoUnusable(f"this libcrypto does not compute SM2: {reason}") from None
 
-    def public_point(self, d: bytes) -> bytes:
+    def public_point(self, d: bytearray) -> bytes:
         """Return [d]G, 65 bytes."""
         lib = self._lib
         with (
             _freed(lib.EC_POINT_new(self._group), lib.EC_POINT_free) as point,
-            _freed(lib.BN_bin2bn(d, len(d), None), lib.BN_clear_free) as number,
+            _freed(lib.BN_bin2bn(_borrowed(d), len(d), None), lib.BN_clear_free) as number,
         ):
             # A multiple of G alone takes the constant-time ladder.
             lib.EC_POINT_mul(self._group, point, number, None, None, None)
@@ -176,7 +194,7 @@ class LibcryptoBackend:
             lib.EC_POINT_point2oct(self._group, point, _POINT_UNCOMPRESSED, out, len(out), None)
         return out.raw
 
-    def private_key(self, d: bytes, point: bytes) -> _PrivateKey:
+    def private_key(self, d: bytearray, point: bytes) -> _PrivateKey:
         """Take a private key."""
         return _PrivateKey(self._lib, d, point)
 
@@ -185,8 +203,13 @@ class LibcryptoBackend:
         return _PublicKey(self._lib, point)
 
 
+def _borrowed(octets: bytearray) -> _Buffer:
+    """Return the bytearray's own memory as C sees it. Until that is dropped, the bytearray keeps its length."""
+    return (ctypes.c_char * len(octets)).from_buffer(octets)
+
+
 @contextlib.contextmanager
-def _freed(thing: int, free: Callable[..., Any]) -> Iterator[int]:
+def _freed(thing: Any, free: Callable[..., Any]) -> Iterator[Any]:
     try:
         yield thing
     finally:

@@ -211,6 +211,26 @@ def processes() -> Processes:
     return Processes()
 
 
+def assert_burnt(compiled: Path) -> None:
+    """Insist that sm4_burn() reaches all that the workers of an SM4 path leave on the stack.
+
+    The object has been compiled by gcc with -fstack-usage, which puts the sizes of frames beside it.
+    """
+    header = (REPOSITORY / "keyd" / "crypto" / "native" / "sm4_common.h").read_text()
+    [limit] = re.findall(r"#define SM4_FRAME (\d+)", header)
+    operations = {"encrypt_each", "expand", "encrypt_scheduled", "encrypt_ecb", "sm4_burn"}
+    workers, helpers = {0}, {0}
+    for line in compiled.with_suffix(".su").read_text().splitlines():
+        place, size, _ = line.split("\t")
+        function = place.rpartition(":")[2].partition(".")[0]
+        if function.startswith(("load_", "store_", "transpose")):
+            helpers.add(int(size))
+        elif function not in operations:
+            workers.add(int(size))
+    # A worker calls a helper, and that one may call another.
+    assert max(workers) + 2 * max(helpers) <= int(limit), compiled.stem
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: Any) -> str | None:
     """Call an algorithm by its name."""
     return val.value if isinstance(val, Algorithm) else None

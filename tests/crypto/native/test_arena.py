@@ -66,6 +66,15 @@ def uses(key: _core.KeyHandle) -> dict[str, object]:
         "wrap": lambda: key.wrap(other, bytes(12), b""),
         "wrapped": lambda: other.wrap(key, bytes(12), b""),
         "unwrap": lambda: key.unwrap(bytes(32), bytes(12), b"", _core.SM4),
+        "xor": lambda: key.xor(other),
+        "xored": lambda: other.xor(key),
+        "wrap_ecb": lambda: key.wrap_ecb(other),
+        "encrypted_key": lambda: other.wrap_ecb(key),
+        "unwrap_ecb": lambda: key.unwrap_ecb(bytes(16), _core.SM4),
+        "seal": lambda: key.seal(b"", bytes(12), b""),
+        "open": lambda: key.open(bytes(16), bytes(12), b""),
+        "open_into": lambda: key.open_into(bytearray(), bytes(16), bytes(12), b""),
+        "split": lambda: key.split(2, 3),
         "free": key.free,
     }
 
@@ -520,7 +529,7 @@ HOLDER: Final = """
     city = city.diversify(b"51010000")
     kernel = _core.CardKernel(cryptogram=CryptogramTask, mac=MacTask, protect=ProtectTask,
                               tac=TacTask, max_cities=10)
-    ref = CardKeyRef(1, CardAlgorithm.SM4, Region("510100"), b"CARD0001")
+    ref = CardKeyRef(1, CardAlgorithm.SM4, Region("510100"), b"CARD0001", 0)
     tasks = [CryptogramTask(ref, b"FACTOR00", b"CHALLENG"), MacTask(ref, b"FACTOR00", b"data"),
              ProtectTask(ref, b"FACTOR00", b"HEAD", b"123456", True), TacTask(ref, b"data")]
     for count in (1, 20):
@@ -529,6 +538,11 @@ HOLDER: Final = """
         key.kcv()
         key.decrypt(key.encrypt(bytes(64)))
         key.cbc_mac(bytes(64), key.encrypt(bytes(16))[: 8 if key.algorithm != _core.SM4 else 16])
+    other, transport = _core.generate(root.algorithm), _core.generate(_core.TDES)
+    assert root.xor(other).xor(other).kcv() == root.kcv()
+    transport.unwrap_ecb(transport.wrap_ecb(root), root.algorithm)
+    kek.open(kek.seal(b"data" * 100, b"n" * 12, b"header"), b"n" * 12, b"header")
+    assert _core.combine(_core.SM4, enumerate(kek.split(2, 2), 1)).kcv() == kek.kcv()
     wait("holding")
     root.free()
     wait("freed")

@@ -23,6 +23,7 @@ from keyd.errors import (
     TacNotAuthentic,
     TooLarge,
 )
+from keyd.keys.block import Use
 from keyd.keys.hierarchy import (
     MAX_PROTECTED_DATA,
     Region,
@@ -37,6 +38,7 @@ from keyd.keys.sam import (
     ProtectTask,
     SamTask,
     TacTask,
+    purpose,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +94,9 @@ def plain(result: bytes | Refusal) -> object:
 
 
 def ref(address: int, diversifier: bytes) -> CardKeyRef:
-    return CardKeyRef(address, CardAlgorithm.SM4, Region("510100"), diversifier)
+    return CardKeyRef(
+        address, CardAlgorithm.SM4, Region("510100"), diversifier, purpose(Use.INTERNAL)
+    )
 
 
 def random_task(draw: random.Random, *, faults: bool) -> SamTask:
@@ -424,16 +428,36 @@ def test_a_city_is_opened_once_and_the_oldest_goes(reference: Reference) -> None
     assert _core.arena_info().used == held
 
 
-def test_cities_are_told_apart_by_address_algorithm_and_region(reference: Reference) -> None:
-    cities, ours = Cities(reference), kernel()
+def test_cities_are_told_apart_by_address_algorithm_region_and_purpose(
+    reference: Reference,
+) -> None:
+    cities, ours = Cities(reference), kernel(200)
+    # What was decided for one purpose or version is cached with the city, and answers for no other.
+    purposes = [
+        purpose(use, is_verifying=is_verifying, version=version)
+        for use in (Use.INTERNAL, Use.STARTING_DAY)
+        for is_verifying in (False, True)
+        for version in (0, 1, 256, 0xFFFF)
+    ]
     keys = [
-        CardKeyRef(address, algorithm, Region(region), b"12345678")
-        for address in (0, 1, 0x01FF)
+        CardKeyRef(address, algorithm, Region(region), b"12345678", wanted)
+        for address in (0, 1, 0xFFFF)
         for algorithm in (CardAlgorithm.DES, CardAlgorithm.SM4)
         for region in ("510100", "510101")
+        for wanted in purposes
     ]
-    ours.compute([TacTask(key, b"") for key in keys], cities.open)
-    assert len(cities.opened) == 12
+    opened: list[CardKeyRef] = []
+
+    def open_city(key: CardKeyRef) -> _core.KeyHandle:
+        opened.append(key)
+        return cities.keys[0].handle()
+
+    for _ in range(2):
+        ours.compute([TacTask(key, b"") for key in keys], open_city)
+        assert opened == keys
+    assert not any(
+        ours.city(0x0100, CardAlgorithm.SM4, "510100", wanted) for wanted in (*purposes, 0xFFFFFF)
+    )
 
 
 def test_a_refused_city_is_asked_for_again(reference: Reference) -> None:
