@@ -46,7 +46,7 @@ def run_at(contestants: dict[str, server.Contestant], name: str, point: Point) -
 
 
 @needs_gcc
-@pytest.mark.parametrize("name", [server.KEYD, server.NAIVE, server.ECHO])
+@pytest.mark.parametrize("name", [server.KEYD, server.NAIVE, *server.JOURNALS, server.ECHO])
 @pytest.mark.parametrize("point", [SMALLEST, Point(3, 5)], ids=str)
 def test_answers_are_right_and_counted(
     contestants: dict[str, server.Contestant], name: str, point: Point
