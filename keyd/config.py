@@ -1,7 +1,7 @@
 """The configuration: read, checked as a whole, and never half applied.
 
 `conf/keyd.toml` explains every line. Unknown names are errors, so that a misspelt limit is not silently the
-default. Secrets are never in it: keys are in the sealed file, terminal keys in a file of their own.
+default. Secrets are never in it: keys are in the store, wrapped, and terminal keys in a file of their own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,16 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     allow_plain_tcp: bool = False
 
 
-class Keys(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the keys come from."""
+class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where keys, officers and proposals are kept."""
 
-    sealed_file: str
-    passphrase_file: str
+    url: Annotated[str, Meta(min_length=1)]
+
+
+class CustodyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where officers connect."""
+
+    socket: str = "/run/keyd/admin.sock"
 
 
 class Terminals(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,21 +70,59 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
     sample_every: Annotated[int, Meta(ge=0)] = 0
 
 
+class Audit(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where every use of a key is recorded, and when an answer may leave."""
+
+    folder: Annotated[str, Meta(min_length=1)]
+    instance: Annotated[str, Meta(min_length=1, max_length=64)] = "keyd"
+    durability: Literal["written", "fsync"] = "written"
+    card_ids: Literal["whole", "masked", "none"] = "masked"
+    segment_bytes: Annotated[int, Meta(ge=1024 * 1024, le=1024 * 1024 * 1024)] = 64 * 1024 * 1024
+    retain_segments: Annotated[int, Meta(ge=1)] | None = None
+    wait_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.0
+    checkpoints: str | None = None
+
+
 class Cards(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the card profiles come from."""
 
     profiles: str | None = None
 
 
+class Pkcs11Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The token that can open the seal."""
+
+    module: str | None = None
+    # PKCS#11 has 32 bytes for a token's label.
+    token: Annotated[str, Meta(min_length=1, max_length=32)] | None = None
+    key: Annotated[str, Meta(min_length=1, max_length=64)] = "keyd-seal"
+    pin_file: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse half a token: it would be noticed only when nobody is there to open the seal."""
+        if len({setting is None for setting in (self.module, self.token, self.pin_file)}) > 1:
+            raise ValueError("module, token and pin_file go together")
+
+
+class SealConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What other than people's shares can open the seal."""
+
+    credential: str | None = None
+    pkcs11: Pkcs11Config = field(default_factory=Pkcs11Config)
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """One daemon's configuration."""
 
-    keys: Keys
+    store: StoreConfig
     terminals: Terminals
+    audit: Audit
+    custody: CustodyConfig = field(default_factory=CustodyConfig)
     listen: Listen = field(default_factory=Listen)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: Log = field(default_factory=Log)
     cards: Cards = field(default_factory=Cards)
+    seal: SealConfig = field(default_factory=SealConfig)
 
 
 class _EnrolledTerminal(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +164,7 @@ def load_terminals(path: Path) -> dict[str, bytes]:
 
 
 def read_passphrase(path: Path) -> bytes:
-    """Read the passphrase of the sealed key file, without the newline at its end.
+    """Read a passphrase or a PIN, without the newline at its end.
 
     Raises:
         ConfigError: it is empty or cannot be read, or others than its owner may read it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -25,15 +24,16 @@ from keyd import __version__, systemd
 from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
 from keyd.config import (
+    Audit,
     Config,
     ConfigError,
-    Keys,
+    LimitsConfig,
     Listen,
     Log,
+    StoreConfig,
     expand,
     load_config,
     load_terminals,
-    read_passphrase,
 )
 from keyd.config import (
     Terminals as TerminalsConfig,
@@ -44,35 +44,39 @@ from keyd.crypto.selftest import require_selftest, run_selftest
 from keyd.dispatch import Dispatch
 from keyd.errors import Refusal
 from keyd.handlers.services import Services
+from keyd.hardening import forbid_dumps, swap_warnings
 from keyd.hub import Hub, Limits
-from keyd.keys import sealed
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.listening import (
+    OWNER_MAY,
+    CannotStart,
+    allow_descriptors,
+    inherited,
+    listen,
+    listen_tcp,
+    listen_unix,
+    name_of,
+    require_local,
+)
+from keyd.opening import open_custody, open_journal
 from keyd.ops import Operations
 from keyd.pump._pump import Pump
+from keyd.recorder import Recorder
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
+from keyd.uses import Numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from keyd.cards.profile import Profile
-    from keyd.crypto.secret import SecretKey
-    from keyd.keys.block import KeyHeader
+    from keyd.audit.journal import Journal
+    from keyd.opening import Custody
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
-
-# File descriptors beside the client connections: listeners, logs, scrapers, threads, room to look around.
-SPARE_DESCRIPTORS: Final = 64
-
-_LISTEN_BACKLOG: Final = 1024
-
-
-class StartError(Exception):
-    """keyd cannot start; the sentence says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,12 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 after a drain, 78 if starting again would change nothing (configuration, keys, self-test), 1 if it might.
     """
+    options = _parse(arguments)
+    if not options.dev:
+        # Before anything secret is read. A development keyd has nothing to hide, and debuggers are made for it.
+        forbid_dumps()
     try:
-        daemon = _start(_parse(arguments))
+        daemon = _start(options)
     except (ConfigError, Refusal) as error:
         sys.stderr.write(f"keyd: {error}\n")
         return os.EX_CONFIG
-    except StartError as error:
+    except CannotStart as error:
         sys.stderr.write(f"keyd: {error}\n")
         return 1
     trio.run(daemon.run)
@@ -101,28 +109,52 @@ class Daemon:
         read_config: Callable[[], Config],
         services: Services,
         ring: KeyRing,
+        journal: Journal | None,
         listeners: Sequence[socket.socket],
+        administration: Sequence[socket.socket],
         operations: socket.socket | None,
     ) -> None:
         self._config = config
         self._read_config = read_config
         self._services = services
         self._listeners = listeners
+        self._administration = administration
         self._operations_socket = operations
         self._meter = Meter()
         self._events = Events(time.monotonic, sample_every=config.log.sample_every)
         services.counters = self._meter.totals
-        dispatch = Dispatch(services, self._meter, self._events)
+        self._recorder = self._record_in(journal, ring) if journal is not None else None
+        dispatch = Dispatch(services, self._meter, self._events, self._recorder)
         limits = _limits(config)
         pump_type = None if os.environ.get("KEYD_TICK") == "python" else Pump
         self._hub = Hub(dispatch, self._meter, self._events, limits, services.clock, pump_type)
         if self._hub.pump is not None:
-            dispatch.short_cut = Routes(self._hub.pump, ring, services)
+            numbers = self._recorder.numbers if self._recorder is not None else None
+            dispatch.short_cut = Routes(self._hub.pump, ring, services, numbers)
+        self._dispatch = dispatch
+        self._ring = ring
+        self._custody: Custody | None = None
+        self._keeping = trio.CancelScope()
+        if journal is not None and not services.has_synthetic_keys:
+            self._custody = open_custody(config, journal, ring, self._say, self._adopted)
+            services.warden = self._custody.warden
+            services.is_sealed = True
         self._show()
+
+    def _record_in(self, journal: Journal, ring: KeyRing) -> Recorder:
+        audit = self._config.audit
+        return Recorder(
+            journal,
+            Numbers(journal, ring, audit.card_ids),
+            self._meter,
+            self._events,
+            waits_for_disk=audit.durability == "fsync",
+            wait_seconds=audit.wait_seconds,
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
-        self._hub.listen(self._listeners)
+        self._hub.listen(self._listeners, self._administration)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._heed, signals, nursery)
@@ -135,10 +167,48 @@ class Daemon:
                         trio.socket.from_stdlib_socket(self._operations_socket)
                     )
                     nursery.start_soon(operations.serve, listener)
+                if self._custody is not None:
+                    await self._custody.unseal_by_keepers()
+                    nursery.start_soon(self._keep_custody, self._custody)
                 self._say_ready()
                 await self._hub.run()
+                if self._custody is not None:
+                    # First the housekeeping: it would take leases again that are handed back here.
+                    self._keeping.cancel()
+                    await self._custody.close()
+                if self._recorder is not None:
+                    await self._recorder.close()
                 nursery.cancel_scope.cancel()
         self._events.info("stopped")
+
+    async def _keep_custody(self, custody: Custody) -> None:
+        with self._keeping:
+            await custody.warden.run()
+
+    def _say(self, event: str, detail: str) -> None:
+        self._events.warning(event, detail=detail)
+
+    def _adopted(self) -> None:
+        """Take note that the ring holds other keys, or none: short cuts know nothing any more."""
+        if self._dispatch.short_cut is not None:
+            self._dispatch.short_cut.forget()
+        custody = self._custody
+        if custody is None:
+            return
+        was_sealed, self._services.is_sealed = (
+            self._services.is_sealed,
+            custody.warden.vault.is_sealed,
+        )
+        self._services.key_headers = self._ring.headers
+        self._meter.show_keys(self._services.key_headers, are_synthetic=False)
+        if was_sealed is not self._services.is_sealed:
+            self._events.warning("sealed" if self._services.is_sealed else "unsealed")
+            systemd.notify(f"STATUS={self._status()}")
+
+    def _status(self) -> str:
+        if self._services.is_sealed:
+            return "sealed"
+        return f"serving {len(self._services.key_headers)} keys"
 
     def _say_ready(self) -> None:
         if self._services.has_synthetic_keys:
@@ -146,16 +216,21 @@ class Daemon:
                 "synthetic_keys",
                 detail="DEVELOPMENT: the keys are public. Never make or serve a real card with them.",
             )
+        else:
+            for sentence in swap_warnings():
+                self._events.warning("memory_exposed", detail=sentence)
         self._events.info(
             "ready",
             version=__version__,
-            listen=[_name(listener) for listener in self._listeners],
-            operations=_name(self._operations_socket) if self._operations_socket else None,
+            listen=[name_of(listener) for listener in self._listeners],
+            operations=name_of(self._operations_socket) if self._operations_socket else None,
+            administration=[name_of(listener) for listener in self._administration],
+            sealed=self._services.is_sealed,
             keys=len(self._services.key_headers),
             terminals=len(self._services.terminals),
             pid=os.getpid(),
         )
-        systemd.notify("READY=1", f"STATUS=serving {len(self._services.key_headers)} keys")
+        systemd.notify("READY=1", f"STATUS={self._status()}")
 
     async def _heed(self, signals: object, nursery: trio.Nursery) -> None:
         async for number in signals:  # type: ignore[attr-defined]  # trio does not name this type
@@ -177,8 +252,8 @@ class Daemon:
             config = self._read_config()
             terminals = _load_terminals(config, is_dev=self._services.has_synthetic_keys)
             limits = _limits(config)
-            _allow_descriptors(limits.connections)
-        except (ConfigError, StartError) as error:
+            allow_descriptors(limits.connections)
+        except (ConfigError, CannotStart) as error:
             self._events.warning("reload_refused", detail=str(error))
         else:
             self._services.terminals = terminals
@@ -186,13 +261,10 @@ class Daemon:
             self._hub.limits = limits
             self._events.sample_every = config.log.sample_every
             configure_logging(config.log.level)
-            if (config.listen, config.keys, config.cards) != (
-                self._config.listen,
-                self._config.keys,
-                self._config.cards,
-            ):
+            if _fixed(config) != _fixed(self._config):
                 self._events.warning(
-                    "reload_partial", detail="listen, keys and cards change with a restart only"
+                    "reload_partial",
+                    detail="only terminals, limits and log change without a restart",
                 )
             self._show()
             self._events.info("reloaded", terminals=len(terminals))
@@ -222,6 +294,10 @@ class Daemon:
             return "draining"
         if self._services.has_failed_selftest:
             return "a self-test failed"
+        if self._services.is_sealed:
+            return "sealed"
+        if self._recorder is not None and self._recorder.unavailable_because is not None:
+            return f"the journal cannot be written: {self._recorder.unavailable_because}"
         return None
 
 
@@ -229,15 +305,32 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="keyd serve", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, help="the configuration, see conf/keyd.toml")
-    source.add_argument("--dev", action="store_true", help="public synthetic keys, loopback only")
+    source.add_argument(
+        "--dev",
+        action="store_true",
+        help="public synthetic keys, loopback only, and no journal unless --journal says where",
+    )
     parser.add_argument("--tcp", action="append", help="with --dev: HOST:PORT, port 0 for any")
     parser.add_argument("--unix", help="with --dev: a Unix socket as well")
     parser.add_argument("--operations", help="with --dev: HOST:PORT of /metrics and its kin")
+    parser.add_argument(
+        "--journal",
+        metavar="FOLDER",
+        help="with --dev: record every use of a key there; without it, nothing is recorded",
+    )
+    parser.add_argument(
+        "--durability",
+        choices=("written", "fsync"),
+        default="written",
+        help="with --journal: when an answer may leave",
+    )
     parser.add_argument("--log-level", default="info", help="with --dev: debug … error")
     parser.add_argument("--version", action="version", version=f"keyd {__version__}")
     options = parser.parse_args(arguments)
-    if options.config and (options.tcp or options.unix or options.operations):
-        parser.error("--tcp, --unix and --operations go with --dev; otherwise the file says it")
+    if options.config and (options.tcp or options.unix or options.operations or options.journal):
+        parser.error(
+            "--tcp, --unix, --operations and --journal go with --dev; otherwise the file says it"
+        )
     return options
 
 
@@ -248,11 +341,13 @@ def _start(options: argparse.Namespace) -> Daemon:
     try:
         open_arena()
     except KeyMemoryError as error:
-        raise StartError(str(error)) from None
+        raise CannotStart(str(error)) from None
     selftest = require_selftest()
     profiles = load_profiles(expand(config.cards.profiles) if config.cards.profiles else None)
-    keys = _load_keys(config, profiles, is_dev=options.dev)
-    ring = KeyRing(keys)
+    ring = KeyRing()
+    if options.dev:
+        places = newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
+        ring.load(synthetic(places))
     services = Services(
         sam=ring,
         key_headers=ring.headers,
@@ -264,20 +359,31 @@ def _start(options: argparse.Namespace) -> Daemon:
         clock=time.monotonic,
         random_bytes=secrets.token_bytes,
     )
-    _allow_descriptors(config.limits.connections)
-    listeners = _inherited() or _listen(config.listen)
+    allow_descriptors(config.limits.connections)
+    listeners = inherited() or listen(config.listen)
     if not listeners:
-        raise StartError("there is nothing to listen on: set listen.tcp or listen.unix")
+        raise CannotStart("there is nothing to listen on: set listen.tcp or listen.unix")
     if options.dev or not config.listen.allow_plain_tcp:
-        _require_local(listeners)
-    operations = _listen_tcp(config.listen.operations) if config.listen.operations else None
+        require_local(listeners)
+    operations = listen_tcp(config.listen.operations) if config.listen.operations else None
+    journal = open_journal(config.audit) if config.audit.folder else None
+    administration = [] if options.dev else [listen_unix(expand(config.custody.socket), OWNER_MAY)]
     # What is there now stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
     # A request leaves no cycles behind; looking for some every 700 objects costs each of them a microsecond.
     gc.set_threshold(50_000, 20, 50)
     read_config = (lambda: config) if options.dev else (lambda: load_config(options.config))
-    return Daemon(config, read_config, services, ring, listeners, operations)
+    return Daemon(
+        config, read_config, services, ring, journal, listeners, administration, operations
+    )
+
+
+def _fixed(config: Config) -> Config:
+    """Return what of a configuration does not change without a restart."""
+    return msgspec.structs.replace(
+        config, terminals=TerminalsConfig(""), limits=LimitsConfig(), log=Log()
+    )
 
 
 def _dev_config(options: argparse.Namespace) -> Config:
@@ -291,16 +397,14 @@ def _dev_config(options: argparse.Namespace) -> Config:
         log = msgspec.convert({"level": options.log_level}, Log)
     except msgspec.ValidationError as error:
         raise ConfigError(f"--log-level: {error}") from None
-    return Config(keys=Keys("", ""), terminals=TerminalsConfig(""), listen=listen, log=log)
-
-
-def _load_keys(
-    config: Config, profiles: Mapping[int, Profile], *, is_dev: bool
-) -> list[tuple[KeyHeader, SecretKey]]:
-    if is_dev:
-        return synthetic(newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4)))
-    passphrase = read_passphrase(expand(config.keys.passphrase_file))
-    return sealed.unseal(sealed.read(expand(config.keys.sealed_file)), passphrase)
+    audit = Audit(options.journal or "", durability=options.durability)
+    return Config(
+        store=StoreConfig("none"),
+        terminals=TerminalsConfig(""),
+        audit=audit,
+        listen=listen,
+        log=log,
+    )
 
 
 def _load_terminals(config: Config, *, is_dev: bool) -> Terminals:
@@ -313,94 +417,6 @@ def _load_terminals(config: Config, *, is_dev: bool) -> Terminals:
 
 def _limits(config: Config) -> Limits:
     return Limits(**msgspec.structs.asdict(config.limits))
-
-
-def _allow_descriptors(connections: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + SPARE_DESCRIPTORS
-    if soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StartError(
-            f"limits.connections = {connections} needs {needed} file descriptors, and the limit is "
-            f"{hard}: raise LimitNOFILE= or lower limits.connections"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def _inherited() -> list[socket.socket]:
-    try:
-        return systemd.inherited_sockets()
-    except (ValueError, OSError) as error:
-        raise StartError(f"the sockets that were handed over cannot be used: {error}") from None
-
-
-def _listen(listen: Listen) -> list[socket.socket]:
-    listeners = [_listen_tcp(address) for address in listen.tcp]
-    if listen.unix:
-        listeners.append(_listen_unix(expand(listen.unix)))
-    return listeners
-
-
-def _listen_tcp(address: str) -> socket.socket:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise StartError(f"{address!r} is no address: write HOST:PORT, e.g. 127.0.0.1:7170")
-    host = host.removeprefix("[").removesuffix("]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, int(port)), family=family, backlog=_LISTEN_BACKLOG)
-    except OSError as error:
-        raise StartError(f"cannot listen on {address}: {error.strerror or error}") from None
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(path)
-        # Whoever may connect is decided by the mode from the first moment on.
-        umask = os.umask(0o117)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(umask)
-        listener.listen(_LISTEN_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise StartError(f"cannot listen on {path}: {error.strerror or error}") from None
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()  # its keyd is gone
-        else:
-            raise StartError(f"another process is listening on {path}")
-
-
-def _require_local(listeners: Sequence[socket.socket]) -> None:
-    for listener in listeners:
-        if listener.family == socket.AF_UNIX:
-            continue
-        host = listener.getsockname()[0]
-        if not (host.startswith("127.") or host == "::1"):
-            raise StartError(
-                f"{host} is not a loopback address, and the line is plain: PINs would be readable on "
-                "it. Listen on loopback behind a TLS front, or set listen.allow_plain_tcp = true"
-            )
-
-
-def _name(listener: socket.socket) -> str:
-    name = listener.getsockname()
-    if isinstance(name, str):
-        return f"unix:{name}"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 if __name__ == "__main__":

@@ -1,45 +1,63 @@
-"""The pipeline: authorise, limit, compute as one batch, measure, log. Written once, for every command.
+"""The pipeline: authorise, limit, compute as one batch, record, measure, log. Written once, for every command.
 
 `Dispatch.run` takes everything that arrived in a tick, from all connections, and returns an answer for each,
 in order. Services are generators that yield what they need computed; the tasks of all of them go to the `Sam`
-as one batch, again and again until all have answered. It is a plain function: no I/O, no trio, no waiting.
-Work that must wait comes back as `Slow`, for the hub to run beside the tick.
+as one batch, again and again until all have answered. Then the uses of the whole tick go to the journal, and only
+then are there answers. It is a plain function: no trio, no waiting, and no I/O but that one append. Work that must
+wait comes back as `Slow`, for the hub to run beside the tick.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Counts
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from keyd.errors import (
+    AuditUnavailable,
     BadParameter,
     Internal,
     Malformed,
     MethodUnknown,
     NotAuthenticated,
     Refusal,
+    RoleMissing,
+    Sealed,
     SelftestFailed,
     Status,
 )
 from keyd.handlers import HANDLERS
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
 from keyd.protocol.connection import ServerConnection, answer_bytes, refusal_bytes, refusal_on_wire
+from keyd.uses import USE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from keyd.handlers.services import Services
-    from keyd.keys.sam import SamTask, Steps
+    from keyd.keys.sam import CardKeyRef, SamTask, Steps
     from keyd.protocol.connection import Ask
     from keyd.protocol.fields import Request, Response
+    from keyd.recorder import Recorder
     from keyd.telemetry import Events, Meter
     from keyd.terminals import Session
 
 # What a method is called in metrics when there is no such method: a peer must not make up label values.
 UNKNOWN_METHOD: Final = "unknown"
+
+# A connection's number has 4 bytes in a record. After four thousand million of them it begins again.
+_CONNECTION_MASK: Final = 0xFFFF_FFFF
+
+DONE_UNRECORDED: Final = (
+    "the journal cannot be written. It may have been done: look before you ask again"
+)
+
+# What a sealed keyd answers: how it does, and unsealing.
+_WHILE_SEALED: Final = frozenset({Role.OPERATOR, Role.ADMINISTRATION, Role.OFFICER})
+
+_NO_PLACES: Final[frozenset[int]] = frozenset()
 
 
 class Slow(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +67,18 @@ class Slow(msgspec.Struct, frozen=True, gc=False):
     command: Command
     request: Request[Any]
     session: Session
+    # The number of the terminal that asked; who is authenticated when it is done may be somebody else.
+    terminal: int = 0
+
+
+class Decided(NamedTuple):
+    """Answers, and until when to keep them."""
+
+    answers: list[bytes | Slow]
+    # They may leave once the journal is durable up to here; 0 if at once.
+    position: int = 0
+    # Which of the answers wait for nothing, since they leave no record.
+    free: frozenset[int] = _NO_PLACES
 
 
 class _Running(msgspec.Struct, frozen=True, gc=False):
@@ -68,6 +98,11 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
     first: int
     # None for a single request, the number of items for a batch.
     items: int | None
+    # For the journal: the numbers of the method and the terminal. A method without one leaves no record.
+    number: int
+    terminal: int
+    # Whether it made the connection a terminal's.
+    is_authentication: bool
 
 
 class ShortCut(Protocol):
@@ -83,15 +118,22 @@ class ShortCut(Protocol):
 class Dispatch:
     """One keyd's pipeline."""
 
-    def __init__(self, services: Services, meter: Meter, events: Events) -> None:
+    def __init__(
+        self, services: Services, meter: Meter, events: Events, recorder: Recorder | None = None
+    ) -> None:
         self._services = services
         self._meter = meter
         self._events = events
+        # Without one there is no journal, and nothing waits for it.
+        self.recorder = recorder
         self.short_cut: ShortCut | None = None
 
-    def run(self, asks: Sequence[tuple[Session, Ask]]) -> list[bytes | Slow]:
-        """Decide on everything that arrived in a tick; return an answer for each, in order."""
-        tick = _Tick(self._services, self._events)
+    def run(self, asks: Sequence[tuple[Session, Ask]]) -> Decided:
+        """Decide on everything that arrived in a tick; return an answer for each, in order.
+
+        Every audited one is in the journal by then. If the journal could not be written, they all are refused.
+        """
+        tick = _Tick(self._services, self._events, self.recorder)
         for session, ask in asks:
             tick.start(session, ask)
         tick.compute()
@@ -107,8 +149,8 @@ class Dispatch:
             request = msgspec.convert(ask.params, TABLE[ask.method].request, builtin_types=(bytes,))
             self._events.answered(ask.method, request, **_who(session))
 
-    async def run_slow(self, slow: Slow) -> bytes:
-        """Do the work that left the tick, and return its answer."""
+    async def run_slow(self, slow: Slow) -> Decided:
+        """Do the work that left the tick, record it and return its answer."""
         handler: Callable[..., Awaitable[Response]] = HANDLERS[slow.command.request]  # type: ignore[assignment]
         # A command whose cost is SLOW has an async handler; tests/protocol/test_commands.py sees to it.
         outcome: Response | Refusal
@@ -119,49 +161,109 @@ class Dispatch:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._events.bug("handler_failed", error, method=slow.command.method)
             outcome = Internal()
+        outcome, position = self._record_slow(slow, outcome)
         status = outcome.status if isinstance(outcome, Refusal) else Status.OK
         self._meter.count({(slow.command.method, status): 1})
         self._meter.show_selftest(self._services.selftest)
         if self._services.has_failed_selftest and self.short_cut is not None:
             # Only the long way refuses.
             self.short_cut.forget()
-        if isinstance(outcome, Refusal):
-            return refusal_bytes(slow.msgid, outcome)
-        return answer_bytes(slow.msgid, outcome)
+        return _decided(slow, outcome, position)
+
+    def refuse_slow(self, slow: Slow, refusal: Refusal) -> Decided:
+        """Record that work was refused before it began, and return the answer."""
+        return _decided(slow, *self._record_slow(slow, refusal))
+
+    def _record_slow(
+        self, slow: Slow, outcome: Response | Refusal
+    ) -> tuple[Response | Refusal, int]:
+        recorder = self.recorder
+        if recorder is None or not slow.command.audited:
+            return outcome, 0
+        numbers = recorder.numbers
+        use = USE.pack(
+            numbers.methods[slow.command.method],
+            outcome.status if isinstance(outcome, Refusal) else Status.OK,
+            slow.session.number & _CONNECTION_MASK,
+            slow.terminal,
+            0,
+            numbers.card_id(slow.request),
+        )
+        try:
+            return outcome, recorder.append(use)
+        except AuditUnavailable:
+            # An officer's work has a record of its own, in the store; only its answer has none.
+            return AuditUnavailable(DONE_UNRECORDED), 0
+
+
+def _decided(slow: Slow, outcome: Response | Refusal, position: int) -> Decided:
+    if isinstance(outcome, Refusal):
+        return Decided([refusal_bytes(slow.msgid, outcome)], position)
+    return Decided([answer_bytes(slow.msgid, outcome)], position)
 
 
 class _Tick:
     """The requests of one tick on their way through the pipeline."""
 
-    def __init__(self, services: Services, events: Events) -> None:
+    def __init__(self, services: Services, events: Events, recorder: Recorder | None) -> None:
         self._services = services
         self._events = events
+        self._recorder = recorder
         self._asked: list[_Asked] = []
         self._outcomes: list[Response | Refusal | Slow | None] = []
         self._requests: list[Request[Any] | None] = []
+        # The first key that each needs. A service that needs two needs both under the card that it is about.
+        self._keys: list[CardKeyRef | None] = []
         self._running: list[_Running] = []
+        # Why nothing of this tick can be recorded.
+        self._loss: AuditUnavailable | None = None
 
     def start(self, session: Session, ask: Ask) -> None:
         """Authorise and limit one request, and take its service to the first thing it needs."""
         first = len(self._outcomes)
-        command = TABLE.get(ask.method)
+        before = session.terminal
+        items: int | None = None
+        method = ask.method
+        command = TABLE.get(method)
         if command is not None:
-            self._asked.append(_Asked(session, ask.msgid, ask.method, first, None))
             self._start_one(session, command, ask.msgid, ask.params)
-            return
-        command = BATCHES.get(ask.method)
-        if command is None:
-            self._asked.append(_Asked(session, ask.msgid, UNKNOWN_METHOD, first, None))
-            self._put(MethodUnknown())
-            return
+        else:
+            command = BATCHES.get(method)
+            if command is None:
+                method = UNKNOWN_METHOD
+                self._put(MethodUnknown())
+            else:
+                items = self._start_batch(session, command, ask)
+        number = terminal = 0
+        if self._recorder is not None and command is not None and command.audited:
+            numbers = self._recorder.numbers
+            number = numbers.methods[command.method]
+            # Whoever has just authenticated is recorded as who did.
+            terminal = self._terminal(session)
+        is_authentication = session.terminal is not before and session.terminal is not None
+        self._asked.append(
+            _Asked(session, ask.msgid, method, first, items, number, terminal, is_authentication)
+        )
+
+    def _start_batch(self, session: Session, command: Command, ask: Ask) -> int | None:
+        """Start the items of a batch and return how many; None if it is none, and refused as a whole."""
         items = ask.params[0] if len(ask.params) == 1 else None
         if type(items) is not list or not 1 <= len(items) <= MAX_BATCH:
-            self._asked.append(_Asked(session, ask.msgid, ask.method, first, None))
             self._put(BadParameter(f"a batch is one list of 1 to {MAX_BATCH} parameter lists"))
-            return
-        self._asked.append(_Asked(session, ask.msgid, ask.method, first, len(items)))
+            return None
         for params in items:
             self._start_one(session, command, ask.msgid, params)
+        return len(items)
+
+    def _terminal(self, session: Session) -> int:
+        recorder = self._recorder
+        if recorder is None or recorder.unavailable_because is not None:
+            return 0  # nothing will be recorded
+        try:
+            return recorder.numbers.terminal(session)
+        except AuditUnavailable as refusal:
+            self._loss = refusal
+            return 0
 
     def _start_one(
         self, session: Session, command: Command, msgid: int | None, params: Any
@@ -169,6 +271,7 @@ class _Tick:
         place = len(self._outcomes)
         request: Request[Any] | None = None
         outcome: Response | Refusal | Slow | None = None
+        key: CardKeyRef | None = None
         try:
             if msgid is None:
                 raise Malformed("keyd takes no notifications: ask with a msgid")  # noqa: TRY301
@@ -176,11 +279,13 @@ class _Tick:
             # Without builtin_types, a string would be taken for bytes in base64.
             request = msgspec.convert(params, command.request, builtin_types=(bytes,))
             if command.cost is Cost.SLOW:
-                outcome = Slow(msgid, command, request, session)
+                outcome = Slow(msgid, command, request, session, self._terminal(session))
             else:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:
-                    self._running.append(_Running(place, answer, next(answer)))
+                    tasks = next(answer)
+                    self._running.append(_Running(place, answer, tasks))
+                    key = tasks[0].key if tasks else None
                 else:
                     outcome = answer  # type: ignore[assignment]  # SLOW ones alone are awaitable
         except Refusal as refusal:
@@ -192,12 +297,24 @@ class _Tick:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._events.bug("handler_failed", error, method=command.method)
             outcome = Internal()
-        self._put(outcome, request)
+        self._put(outcome, request, key)
 
     def _authorise(self, session: Session, command: Command) -> None:
         role = command.role
+        if self._services.is_sealed and role not in _WHILE_SEALED:
+            raise Sealed
+        recorder = self._recorder
+        if command.audited and recorder is not None and recorder.unavailable_because is not None:
+            # Before any key is used and anybody becomes anybody.
+            raise AuditUnavailable
         if role is Role.ANYONE:
             return
+        if role is Role.ADMINISTRATION:
+            if not session.is_administration:
+                raise RoleMissing("this is asked on the administration's socket, and nowhere else")
+            return
+        if role is Role.OFFICER:
+            raise RoleMissing("an officer signs this: officer.command carries it")
         if session.terminal is None and not (role is Role.OPERATOR and session.is_operator):
             raise NotAuthenticated
         if self._services.has_failed_selftest and role is Role.TERMINAL:
@@ -242,8 +359,73 @@ class _Tick:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._outcomes[place] = self._bug(error, place)
 
-    def finish(self, meter: Meter, short_cut: ShortCut | None) -> list[bytes | Slow]:
-        """Measure, log and encode."""
+    def finish(self, meter: Meter, short_cut: ShortCut | None) -> Decided:
+        """Record, measure, log and encode."""
+        position = 0 if self._recorder is None else self._record(self._recorder)
+        answers = self._encode(meter, short_cut)
+        if not position:
+            return Decided(answers)
+        free = frozenset(at for at, asked in enumerate(self._asked) if not asked.number)
+        return Decided(answers, position, free)
+
+    def _record(self, recorder: Recorder) -> int:
+        """Append the uses of the whole tick as one frame. Returns the position that answers wait for."""
+        position = 0
+        try:
+            uses = self._uses(recorder)
+            if self._loss is not None:
+                raise self._loss
+            if uses:
+                position = recorder.append(uses)
+        except AuditUnavailable as refusal:
+            self._withhold(refusal)
+            return 0
+        for asked in self._asked:
+            if asked.is_authentication:
+                asked.session.recorded_at = position
+        return position
+
+    def _uses(self, recorder: Recorder) -> bytes:
+        numbers = recorder.numbers
+        uses = []
+        for asked in self._asked:
+            if not asked.number:
+                continue
+            connection = asked.session.number & _CONNECTION_MASK
+            for place in range(asked.first, asked.first + (asked.items or 1)):
+                outcome = self._outcomes[place]
+                status = Status.OK
+                if isinstance(outcome, Refusal):
+                    status = outcome.status
+                    if status is Status.AUDIT_UNAVAILABLE:
+                        continue  # it cannot be recorded: that is what it says
+                elif isinstance(outcome, Slow):
+                    continue  # it is recorded when it is done
+                key = self._keys[place]
+                uses.append(
+                    USE.pack(
+                        asked.number,
+                        status,
+                        connection,
+                        asked.terminal,
+                        0 if key is None else numbers.key(key.address, key.algorithm, key.purpose),
+                        numbers.card_id(self._requests[place]),
+                    )
+                )
+        return b"".join(uses)
+
+    def _withhold(self, refusal: AuditUnavailable) -> None:
+        """Refuse all that should have been recorded: an answer that the journal missed never happened."""
+        for asked in self._asked:
+            if not asked.number:
+                continue
+            if asked.is_authentication:
+                asked.session.terminal = None
+            for place in range(asked.first, asked.first + (asked.items or 1)):
+                if not isinstance(self._outcomes[place], Slow):
+                    self._outcomes[place] = refusal
+
+    def _encode(self, meter: Meter, short_cut: ShortCut | None) -> list[bytes | Slow]:
         counts: Counts[tuple[str, Status]] = Counts()
         answers: list[bytes | Slow] = []
         outcomes = self._outcomes
@@ -280,10 +462,14 @@ class _Tick:
         return answers
 
     def _put(
-        self, outcome: Response | Refusal | Slow | None, request: Request[Any] | None = None
+        self,
+        outcome: Response | Refusal | Slow | None,
+        request: Request[Any] | None = None,
+        key: CardKeyRef | None = None,
     ) -> None:
         self._outcomes.append(outcome)
         self._requests.append(request)
+        self._keys.append(key)
 
     def _log_refusal(self, asked: _Asked, refusal: Refusal, place: int) -> None:
         self._events.refused(asked.method, refusal, self._requests[place], **_who(asked.session))

@@ -33,6 +33,10 @@ class Status(enum.IntEnum):
     CHALLENGE_EXPIRED = 202
     OFFICER_NOT_AUTHENTIC = 203
     ROLE_MISSING = 204
+    NOT_ALLOWED = 205
+    RATE_LIMITED = 206
+    QUOTA_EXCEEDED = 207
+    CARD_LIMIT = 208
 
     # 3xx: the keys.
     KEY_NOT_FOUND = 300
@@ -229,6 +233,36 @@ class RoleMissing(Refusal):
     """Whoever asks does not have the role for this."""
 
     status = Status.ROLE_MISSING
+
+
+class NotAllowed(Refusal):
+    """The policy does not allow this."""
+
+    status = Status.NOT_ALLOWED
+
+    def __init__(self, detail: str = "", *, line: int = 0) -> None:
+        super().__init__(detail)
+        # The line of the policy that decided, for log and journal. It does not cross the wire: whoever holds
+        # a stolen terminal need not learn where the policy is open.
+        self.line = line
+
+
+class RateLimited(Refusal):
+    """There were too many requests in a short time; wait before asking again."""
+
+    status = Status.RATE_LIMITED
+
+
+class QuotaExceeded(Refusal):
+    """There are as many connections already as there may be."""
+
+    status = Status.QUOTA_EXCEEDED
+
+
+class CardLimit(Refusal):
+    """As much was done for this card as may be for now, or it behaves strangely."""
+
+    status = Status.CARD_LIMIT
 
 
 class KeyStateRefused(Refusal):

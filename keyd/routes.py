@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from keyd.keys.block import Use
 from keyd.keys.hierarchy import Region, card_diversifier
+from keyd.keys.sam import purpose
 from keyd.protocol.messages.card import (
     ExternalAuthenticate,
     InternalAuthenticate,
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from keyd.keys.ring import KeyRing
     from keyd.protocol.fields import Request
     from keyd.pump._pump import Pump
+    from keyd.uses import Numbers
+
+# What each kind wants of the current version of a key: internal authentication only compares.
+PURPOSES: Final = (
+    purpose(Use.INTERNAL, is_verifying=True),
+    purpose(Use.INTERNAL),
+    purpose(Use.EXTERNAL),
+)
 
 # The pump's kinds, by the request that they short-cut.
 KINDS: Final[dict[type[Request[Any]], int]] = {
@@ -32,10 +42,13 @@ KINDS: Final[dict[type[Request[Any]], int]] = {
 class Routes:
     """Tells a pump the keys that good answers used."""
 
-    def __init__(self, pump: Pump, ring: KeyRing, services: Services) -> None:
+    def __init__(
+        self, pump: Pump, ring: KeyRing, services: Services, numbers: Numbers | None = None
+    ) -> None:
         self._pump = pump
         self._ring = ring
         self._services = services
+        self._numbers = numbers
 
     def learn(self, request: Request[Any]) -> None:
         """Let the pump answer requests like this one, which has just been answered well."""
@@ -44,6 +57,8 @@ class Routes:
             return
         request = cast("InternalAuthenticate | InternalCryptogram | ExternalAuthenticate", request)
         card = request.card
+        if card.key_version:
+            return  # the pump reads cards of the current version only
         profile = self._services.profiles[card.generation]
         if profile.card_diversifier is not card_diversifier:
             return  # the pump knows the one rule
@@ -51,8 +66,11 @@ class Routes:
         if key_id is None and kind == KINDS[ExternalAuthenticate]:
             return  # the answer has no APDU, which is no shape of the pump's
         region = card.card_id[:3]
-        city = self._ring.maybe_city(request.address, card.algorithm, Region(region.hex()))
+        city = self._ring.maybe_city(
+            request.address, card.algorithm, Region(region.hex()), PURPOSES[kind]
+        )
         if city is not None:
+            numbers = self._numbers
             self._pump.learn(
                 kind,
                 card.generation,
@@ -61,6 +79,7 @@ class Routes:
                 region,
                 city,
                 key_id or 0,
+                numbers.key(request.address, card.algorithm, PURPOSES[kind]) if numbers else 0,
             )
 
     def forget(self) -> None:

@@ -7,15 +7,16 @@ the schema (`keyd.protocol.redaction`), never here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import sys
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from keyd.errors import Refusal, Status
@@ -72,6 +73,21 @@ class _Histogram(Collector):
         yield HistogramMetricFamily(self._name, self._documentation)
 
 
+class _Tally(Collector):
+    """A counter that only the hub's thread adds to, every tick: without a lock, and with no time of its making."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self.value = 0
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation, self.value)
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation)
+
+
 class Meter:
     """The metrics of one keyd."""
 
@@ -98,7 +114,20 @@ class Meter:
         self.batch = _Histogram(
             "keyd_tick_requests", "Requests that one tick decided as a batch.", BATCH_BUCKETS
         )
-        for histogram in (self.duration, self.compute, self.batch):
+        self.journal_append = _Histogram(
+            "keyd_journal_append_seconds",
+            "Writing the uses of one tick, or of a part of it, into the journal.",
+            SECONDS_BUCKETS,
+        )
+        self.journal_sync = _Histogram(
+            "keyd_journal_sync_seconds",
+            "Waiting until the disk had everything that was written by then.",
+            SECONDS_BUCKETS,
+        )
+        for histogram in (
+            *(self.duration, self.compute, self.batch),
+            *(self.journal_append, self.journal_sync),
+        ):
             registry.register(histogram)
         self.connections = Gauge("keyd_connections", "Open client connections.", registry=registry)
         self.connections_opened = Counter(
@@ -124,6 +153,36 @@ class Meter:
             "keyd_keys_synthetic", "Whether the loaded keys are public ones.", registry=registry
         )
         self.terminals = Gauge("keyd_terminals_enrolled", "Enrolled terminals.", registry=registry)
+        self.journal_records = _Tally("keyd_journal_records", "Uses written into the journal.")
+        self.journal_frames = _Tally(
+            "keyd_journal_frames",
+            "Times that uses were written into the journal, for all of a tick at once.",
+        )
+        registry.register(self.journal_records)
+        registry.register(self.journal_frames)
+        self.journal_failures = Counter(
+            "keyd_journal_failures",
+            "Times that the journal became unavailable.",
+            registry=registry,
+        )
+        self.journal_available = Gauge(
+            "keyd_journal_available",
+            "Whether the journal can be written; -1 if this keyd keeps none.",
+            registry=registry,
+        )
+        self.journal_available.set(-1)
+        self.answers_held = 0
+        held = Gauge(
+            "keyd_answers_held",
+            "Answers that wait until the disk has their records.",
+            registry=registry,
+        )
+        held.set_function(lambda: self.answers_held)
+        self.answers_withheld = Counter(
+            "keyd_answers_withheld",
+            "Answers that were held and then refused, because the disk did not take their records.",
+            registry=registry,
+        )
         self._build = Info("keyd_build", "What is running.", registry=registry)
         self._totals = {"requests": 0, "refusals": 0, "connections": 0}
 
@@ -238,6 +297,24 @@ class Events:
         self._log.info("answered", method=method, **nouns, **describe(message))
 
 
+class _Log:
+    """A stream whose failures stop nothing: a log on a full disk, or whose reader has gone, is no reason to die.
+
+    What cannot be written is lost. What must not be lost is in the journal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure_logging(level: str) -> None:
     """Send structlog's JSON lines to standard error, from this level up."""
     structlog.configure(
@@ -254,7 +331,7 @@ def configure_logging(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Log(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 

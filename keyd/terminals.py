@@ -63,15 +63,29 @@ class OpenChallenge(Struct, frozen=True):
 class Session:
     """What keyd knows of the other end of one connection."""
 
-    __slots__ = ("challenge", "failures", "is_operator", "must_close", "number", "terminal")
+    __slots__ = (
+        *("challenge", "failures", "is_administration", "is_operator", "must_close", "number"),
+        *("numbered", "officer_challenge", "recorded_at", "terminal", "terminal_number"),
+    )
 
-    def __init__(self, number: int, *, is_operator: bool = False) -> None:
+    def __init__(
+        self, number: int, *, is_operator: bool = False, is_administration: bool = False
+    ) -> None:
         self.number = number
         self.is_operator = is_operator
+        # Whether it came in by the administration's socket.
+        self.is_administration = is_administration
+        # What the next officer's command must be signed over, and until when.
+        self.officer_challenge: tuple[bytes, float] | None = None
         self.terminal: Terminal | None = None
         self.challenge: OpenChallenge | None = None
         self.failures = 0
         self.must_close = False
+        # The terminal's number in the journal, and whose number that is.
+        self.terminal_number = 0
+        self.numbered: Terminal | None = None
+        # The place in the journal of the record of its authentication.
+        self.recorded_at = 0
 
 
 class Terminals:

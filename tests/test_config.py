@@ -13,14 +13,19 @@ import msgspec
 import pytest
 
 from keyd.config import (
+    Audit,
     Config,
     ConfigError,
     Listen,
+    Pkcs11Config,
+    SealConfig,
+    StoreConfig,
     expand,
     load_config,
     load_terminals,
     read_passphrase,
 )
+from keyd.opening import expand_url
 from keyd.terminals import Terminals
 
 if TYPE_CHECKING:
@@ -34,11 +39,12 @@ EXAMPLE = CONF / "terminals.toml.example"
 CANARY = "C0FFEE00DECAFBADC0FFEE00DECAFBAD"
 
 REQUIRED = """
-[keys]
-sealed_file = "keys.sealed"
-passphrase_file = "passphrase"
+[store]
+url = "sqlite:///keyd.db"
 [terminals]
 file = "terminals.toml"
+[audit]
+folder = "journal"
 """
 
 # "# name = value" is a default; an example is indented further.
@@ -53,7 +59,14 @@ def shipped_text() -> str:
 def settings(config: type[msgspec.Struct] = Config) -> Iterator[tuple[str, str, Any]]:
     """Yield section, name and default of every setting that the configuration has."""
     for section, struct in get_type_hints(config).items():
-        for field in msgspec.structs.fields(struct):
+        yield from settings_of(section, struct)
+
+
+def settings_of(section: str, struct: type[msgspec.Struct]) -> Iterator[tuple[str, str, Any]]:
+    for field in msgspec.structs.fields(struct):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from settings_of(f"{section}.{field.name}", field.type)
+        else:
             yield section, field.name, field.default
 
 
@@ -79,7 +92,11 @@ def refusal(load: Callable[[Path], object], path: Path) -> str:
 
 def test_the_shipped_file_loads_and_is_the_default() -> None:
     config = load_config(SHIPPED)
-    assert config == Config(keys=config.keys, terminals=config.terminals)
+    assert config == Config(
+        store=StoreConfig("sqlite:////var/lib/keyd/keyd.db"),
+        terminals=config.terminals,
+        audit=Audit("/var/lib/keyd/journal"),
+    )
 
 
 def test_uncommenting_every_default_changes_nothing(tmp_path: Path) -> None:
@@ -91,9 +108,17 @@ def test_uncommenting_every_default_changes_nothing(tmp_path: Path) -> None:
 def test_uncommenting_the_examples_is_taken(tmp_path: Path) -> None:
     text = _EXAMPLE.sub(r"\1", shipped_text())
     config = load_config(write(tmp_path / "keyd.toml", text))
+    assert config.audit.retain_segments == 100
+    assert config.audit.checkpoints == "/mnt/audit/keyd.checkpoints"
     assert (config.listen.unix, config.cards.profiles) == (
         "/run/keyd/keyd.sock",
         "/etc/keyd/profiles",
+    )
+    assert config.seal == SealConfig(
+        "$CREDENTIALS_DIRECTORY/seal",
+        Pkcs11Config(
+            "/usr/lib/softhsm/libsofthsm2.so", "keyd", pin_file="$CREDENTIALS_DIRECTORY/pin"
+        ),
     )
 
 
@@ -107,7 +132,7 @@ def test_every_setting_stands_in_its_section(section: str, name: str, default: A
 
 def test_every_setting_is_explained_and_required_ones_say_so() -> None:
     required = {name for _, name, default in settings() if default is msgspec.NODEFAULT}
-    paragraphs = re.split(r"\n\n|^\[[a-z]+\]\n", shipped_text(), flags=re.MULTILINE)
+    paragraphs = re.split(r"\n\n|^\[[a-z0-9.]+\]\n", shipped_text(), flags=re.MULTILINE)
     seen = set()
     for paragraph in paragraphs:
         *comment, line = paragraph.rstrip("\n").split("\n")
@@ -136,9 +161,19 @@ def test_every_setting_is_explained_and_required_ones_say_so() -> None:
         (REQUIRED + "[limits]\nidle_seconds = nan\n", "$.limits.idle_seconds"),
         (REQUIRED + "[log]\nlevel = 'loud'\n", "Invalid enum value 'loud' - at `$.log.level`"),
         (REQUIRED + "[listen]\ntcp = '127.0.0.1:1'\n", "Expected `array`, got `str`"),
-        (REQUIRED.replace("sealed_file", "#"), "missing required field `sealed_file`"),
+        (REQUIRED + "[seal]\ncredentials = 'seal'\n", "unknown field `credentials` - at `$.seal`"),
+        (
+            REQUIRED + "[seal.pkcs11]\nmodule = 'm.so'\ntoken = 'keyd'\n",
+            "module, token and pin_file go together - at `$.seal.pkcs11`",
+        ),
+        (REQUIRED + "[seal.pkcs11]\nkey = ''\n", "length >= 1 - at `$.seal.pkcs11.key`"),
+        (REQUIRED.replace("url =", "#"), "missing required field `url`"),
+        (REQUIRED.replace("sqlite:///keyd.db", ""), "length >= 1 - at `$.store.url`"),
+        (REQUIRED + "[keys]\nsealed_file = 'keys.sealed'\n", "unknown field `keys`"),
+        (REQUIRED + "[custody]\nsockets = 'admin.sock'\n", "unknown field `sockets`"),
         (REQUIRED.partition("[terminals]")[0], "missing required field `terminals`"),
-        ("", "missing required field `keys`"),
+        (REQUIRED.partition("[audit]")[0], "missing required field `audit`"),
+        ("", "missing required field `store`"),
         (REQUIRED + "[limits\n", "is no TOML: "),
         (REQUIRED + REQUIRED, "is no TOML: "),
     ],
@@ -160,8 +195,10 @@ def test_a_configuration_that_is_not_utf_8(tmp_path: Path) -> None:
 
 def test_paths_may_name_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/keyd.service")
-    passphrase_file = load_config(SHIPPED).keys.passphrase_file
-    assert expand(passphrase_file) == Path("/run/credentials/keyd.service/passphrase")
+    assert expand("$CREDENTIALS_DIRECTORY/seal") == Path("/run/credentials/keyd.service/seal")
+    # A URL keeps its slashes: a path that begins at the root has four of them.
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/keyd")
+    assert expand_url("sqlite:///$STATE_DIRECTORY/keyd.db") == "sqlite:////var/lib/keyd/keyd.db"
 
 
 # The terminals file. -----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from keyd.crypto.sm3 import sm3
 from keyd.dispatch import UNKNOWN_METHOD, Dispatch, Slow
 from keyd.errors import Refusal, Status
 from keyd.handlers import Services
+from keyd.keys.block import Use
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
 from keyd.keys.sam import CryptogramTask, MacTask, ProtectTask, TacTask
@@ -71,6 +72,10 @@ GOLDEN: Final = cast(
     ],
 )
 
+# Those of custody, and those that a sealed keyd does not refuse with SEALED. An officer's own are refused as ever.
+OF_CUSTODY: Final = frozenset({Role.ADMINISTRATION, Role.OFFICER})
+WHILE_SEALED: Final = OF_CUSTODY | {Role.OPERATOR}
+
 every_row = pytest.mark.parametrize("row", TABLE.values(), ids=lambda row: row.method)
 every_batch = pytest.mark.parametrize("row", BATCHES.values(), ids=lambda row: row.method)
 
@@ -116,9 +121,11 @@ class Keyd:
     def _run_selftest(self) -> Sequence[SelftestResult]:
         return (SelftestResult("sm4", self.selftest_passes, ""),)
 
-    def session(self, *, is_operator: bool = False) -> Session:
+    def session(self, *, is_operator: bool = False, is_administration: bool = False) -> Session:
         """Return a new connection's session."""
-        return Session(next(self._numbers), is_operator=is_operator)
+        return Session(
+            next(self._numbers), is_operator=is_operator, is_administration=is_administration
+        )
 
     def terminal(self) -> Session:
         """Return the session of a terminal that has proved itself."""
@@ -131,7 +138,13 @@ class Keyd:
 
     def tick(self, *asks: tuple[Session, Ask]) -> list[bytes | Slow]:
         """Let everything arrive in one tick."""
-        return self.dispatch.run(asks)
+        return self.dispatch.run(asks).answers
+
+    async def slow(self, slow: Slow) -> bytes:
+        """Do what left the tick."""
+        (answer,) = (await self.dispatch.run_slow(slow)).answers
+        assert isinstance(answer, bytes)
+        return answer
 
     def say(self, session: Session, method: str, *params: Any) -> Answer:
         """Send one request over the wire's both ends and return its answer."""
@@ -275,8 +288,8 @@ def purchase_tasks(keyd: Keyd) -> list[SamTask]:
     amounts = bytes(4) + (10_000).to_bytes(4, "big") + (100).to_bytes(4, "big")
     card = a_card(keyd)
     return [
-        MacTask(card.key(0x017F), bytes.fromhex("010203040005000A"), amounts),
-        TacTask(card.key(0x00B5), amounts + b"\1" + PSAM_TERMINAL + NUMBER + TIME),
+        MacTask(card.key(0x017F, Use.DEBIT), bytes.fromhex("010203040005000A"), amounts),
+        TacTask(card.key(0x00B5, Use.TAC), amounts + b"\1" + PSAM_TERMINAL + NUMBER + TIME),
     ]
 
 
@@ -286,8 +299,8 @@ def load_tasks(keyd: Keyd) -> list[SamTask]:
     card = a_card(keyd)
     head = amount + b"\2" + PSAM_TERMINAL
     return [
-        MacTask(card.key(0x00B2), bytes.fromhex("0102030400038000"), balance + head),
-        TacTask(card.key(0x00B5), balance + b"\0\3" + head + TIME),
+        MacTask(card.key(0x00B2, Use.LOAD), bytes.fromhex("0102030400038000"), balance + head),
+        TacTask(card.key(0x00B5, Use.TAC), balance + b"\0\3" + head + TIME),
     ]
 
 
@@ -306,7 +319,7 @@ async def test_the_slow_command_answers_outside_the_tick(keyd: Keyd) -> None:
     assert isinstance(slow, Slow)
     assert isinstance(quick, bytes)
     assert keyd.counted("daemon.selftest", Status.OK) == 0
-    answer = heard(await keyd.dispatch.run_slow(slow))
+    answer = heard(await keyd.slow(slow))
     assert answer == Answer(1, None, [[["sm4", True, ""]]])
     assert keyd.counted("daemon.selftest", Status.OK) == 1
 
@@ -317,7 +330,8 @@ async def test_the_slow_command_answers_outside_the_tick(keyd: Keyd) -> None:
 @every_row
 def test_who_is_nobody_may_only_prove_to_be_somebody(keyd: Keyd, row: Command) -> None:
     status = keyd.status(keyd.session(), row.method, *well_formed(row))
-    assert (status is Status.NOT_AUTHENTICATED) == (row.role is not Role.ANYONE)
+    assert (status is Status.NOT_AUTHENTICATED) == (row.role in {Role.TERMINAL, Role.OPERATOR})
+    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
     assert status is not Status.INTERNAL
 
 
@@ -330,24 +344,93 @@ def test_the_operator_may_also_look_after_keyd(keyd: Keyd, row: Command) -> None
         return
     status = status_of(heard(answer))
     assert (status is Status.NOT_AUTHENTICATED) == (row.role is Role.TERMINAL)
+    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
     assert status is not Status.INTERNAL
 
 
 @every_row
-def test_a_terminal_may_ask_everything(keyd: Keyd, row: Command) -> None:
+def test_a_terminal_may_ask_everything_but_custody(keyd: Keyd, row: Command) -> None:
     (answer,) = keyd.tick((keyd.terminal(), Ask(1, row.method, well_formed(row))))
     if isinstance(answer, Slow):
         assert row.cost is Cost.SLOW
+        assert row.role not in OF_CUSTODY
         return
-    assert status_of(heard(answer)) not in {Status.NOT_AUTHENTICATED, Status.INTERNAL}
+    status = status_of(heard(answer))
+    assert status not in {Status.NOT_AUTHENTICATED, Status.INTERNAL}
+    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
+
+
+@every_row
+def test_the_administrations_socket_takes_what_needs_no_terminal(keyd: Keyd, row: Command) -> None:
+    """It is no operator and no terminal by itself; and an officer's command comes in its envelope alone."""
+    session = keyd.session(is_administration=True)
+    (answer,) = keyd.tick((session, Ask(1, row.method, well_formed(row))))
+    if isinstance(answer, Slow):
+        assert row.role is Role.ADMINISTRATION
+        return
+    status = status_of(heard(answer))
+    assert row.role is not Role.ADMINISTRATION
+    assert (status is Status.NOT_AUTHENTICATED) == (row.role in {Role.TERMINAL, Role.OPERATOR})
+    assert (status is Status.ROLE_MISSING) == (row.role is Role.OFFICER)
+
+
+@every_row
+def test_an_officers_command_is_never_taken_without_its_envelope(keyd: Keyd, row: Command) -> None:
+    # Whoever else somebody is: terminal, operator and administration at once.
+    session = keyd.terminal()
+    session.is_operator = session.is_administration = True
+    for is_sealed in (False, True):
+        keyd.services.is_sealed = is_sealed
+        (answer,) = keyd.tick((session, Ask(1, row.method, well_formed(row))))
+        if row.role is Role.OFFICER:
+            assert isinstance(answer, bytes)
+            assert status_of(heard(answer)) is Status.ROLE_MISSING
+
+
+@every_row
+def test_while_sealed_only_state_and_unsealing_are_answered(keyd: Keyd, row: Command) -> None:
+    """Everything else is SEALED, whoever asks, and before anything else is looked at."""
+    everybody = [
+        keyd.session(),
+        keyd.terminal(),
+        keyd.session(is_operator=True),
+        keyd.session(is_administration=True),
+    ]
+    keyd.services.is_sealed = True
+    for session in everybody:
+        for params in (well_formed(row), [], ["junk"] * 9):
+            (answer,) = keyd.tick((session, Ask(1, row.method, params)))
+            if isinstance(answer, Slow):
+                assert row.role in WHILE_SEALED
+                continue
+            is_sealed = status_of(heard(answer)) is Status.SEALED
+            assert is_sealed == (row.role not in WHILE_SEALED)
+
+
+@every_batch
+def test_while_sealed_a_batch_is_sealed_item_by_item(keyd: Keyd, row: Command) -> None:
+    terminal = keyd.terminal()
+    keyd.services.is_sealed = True
+    answer = keyd.say(terminal, row.method + "_batch", [well_formed(row)] * 2)
+    assert [status for status, _result in items_of(answer)] == [Status.SEALED] * 2
+
+
+def test_a_sealed_keyd_says_that_it_is(keyd: Keyd) -> None:
+    operator = keyd.session(is_operator=True)
+    assert keyd.ok(operator, "daemon.status")[1] == "serving"
+    keyd.services.is_sealed = True
+    assert keyd.ok(operator, "daemon.status")[1] == "sealed"
+    keyd.services.is_draining = True
+    assert keyd.ok(operator, "daemon.status")[1] == "draining"
 
 
 @every_row
 def test_who_may_not_ask_learns_nothing_of_the_parameters(keyd: Keyd, row: Command) -> None:
     if row.role is Role.ANYONE:
         return
+    refusal = Status.ROLE_MISSING if row.role in OF_CUSTODY else Status.NOT_AUTHENTICATED
     for params in ([], ["junk"], [None] * 20):
-        assert keyd.status(keyd.session(), row.method, *params) is Status.NOT_AUTHENTICATED
+        assert keyd.status(keyd.session(), row.method, *params) is refusal
 
 
 def test_an_authentication_counts_from_the_next_ask_of_the_same_tick(keyd: Keyd) -> None:
@@ -402,7 +485,10 @@ def test_a_method_that_is_not_there_is_refused_and_makes_no_label(keyd: Keyd, me
 
 @every_row
 def test_parameters_that_do_not_fit_are_refused(keyd: Keyd, row: Command) -> None:
+    if row.role is Role.OFFICER:
+        return  # it is refused before anybody looks, see above
     session, right = keyd.terminal(), well_formed(row)
+    session.is_administration = row.role is Role.ADMINISTRATION
     wrong: list[list[Any]] = [[*right, None], [right], [{}], [None] * 40, ["x"] * (len(right) + 1)]
     wrong += [right[:-1]] if right and row.method != "card.secure_message" else []
     for params in wrong:
@@ -492,14 +578,14 @@ def test_an_item_of_a_batch_is_answered_as_it_would_be_alone(keyd: Keyd, row: Co
 @every_batch
 def test_a_batch_of_nobody_is_refused_item_by_item(keyd: Keyd, row: Command) -> None:
     answer = keyd.say(keyd.session(), f"{row.method}_batch", [well_formed(row)] * 2)
-    assert [status for status, _ in items_of(answer)] == [Status.NOT_AUTHENTICATED] * 2
+    assert [status for status, _result in items_of(answer)] == [Status.NOT_AUTHENTICATED] * 2
 
 
 def test_a_batch_has_one_to_256_items(keyd: Keyd) -> None:
     terminal, item = keyd.terminal(), [CARD, FACTOR]
     for size in (1, MAX_BATCH):
         answer = keyd.say(terminal, "card.pin_unblock_batch", [item] * size)
-        assert [status for status, _ in items_of(answer)] == [Status.OK] * size
+        assert [status for status, _result in items_of(answer)] == [Status.OK] * size
     for size in (0, MAX_BATCH + 1):
         status = keyd.status(terminal, "card.pin_unblock_batch", [item] * size)
         assert status is Status.BAD_PARAMETER
@@ -666,7 +752,9 @@ class Short:
 def test_a_sam_that_loses_a_result_is_a_bug_and_no_wrong_answer(keyd: Keyd) -> None:
     keyd.services.sam = Short(keyd.ring)
     terminal = keyd.terminal()
-    right = keyd.ring.compute([CryptogramTask(a_card(keyd).key(0x0170), FACTOR, CHALLENGE)])[0]
+    right = keyd.ring.compute(
+        [CryptogramTask(a_card(keyd).key(0x0170, Use.INTERNAL), FACTOR, CHALLENGE)]
+    )[0]
     answers = keyd.tick(
         (terminal, Ask(1, "card.internal_cryptogram", [CARD, FACTOR, CHALLENGE])),
         (terminal, Ask(2, "card.internal_cryptogram", [CARD, FACTOR, CHALLENGE])),
@@ -708,7 +796,7 @@ async def test_a_bug_outside_the_tick_costs_one_answer(keyd: Keyd, log: list[Any
     keyd.services.run_selftest = broken
     (slow,) = keyd.tick((keyd.terminal(), Ask(9, "daemon.selftest", [])))
     assert isinstance(slow, Slow)
-    octets = await keyd.dispatch.run_slow(slow)
+    octets = await keyd.slow(slow)
     assert heard(octets).msgid == 9
     assert status_of(heard(octets)) is Status.INTERNAL
     assert CANARY.encode() not in octets
@@ -767,7 +855,7 @@ async def test_what_computed_wrongly_once_is_not_asked_again(keyd: Keyd) -> None
         keyd.selftest_passes = passes
         (slow,) = keyd.tick((terminal, Ask(1, "daemon.selftest", [])))
         assert isinstance(slow, Slow)
-        answer = heard(await keyd.dispatch.run_slow(slow))
+        answer = heard(await keyd.slow(slow))
         assert answer.result == [[["sm4", passes, ""]]]
         gauge = keyd.meter.registry.get_sample_value("keyd_selftest_passed", {"test": "sm4"})
         assert gauge == float(passes)
@@ -828,7 +916,7 @@ async def test_what_is_not_yet_answered_is_not_said_to_be(log: list[Any]) -> Non
     (slow,) = keyd.tick((terminal, Ask(1, "daemon.selftest", [])))
     assert isinstance(slow, Slow)
     assert log == []
-    await keyd.dispatch.run_slow(slow)
+    await keyd.slow(slow)
 
 
 def test_a_flood_of_refusals_is_no_flood_of_lines(keyd: Keyd, log: list[Any]) -> None:
@@ -885,5 +973,5 @@ async def test_a_short_cut_learns_good_answers_only_and_forgets_when_a_selftest_
     keyd.services.has_failed_selftest = True
     (slow,) = keyd.tick((terminal, Ask(1, "daemon.selftest", [])))
     assert isinstance(slow, Slow)
-    await keyd.dispatch.run_slow(slow)
+    await keyd.slow(slow)
     assert noted.learnt == ["AskRandom", "forgot"]

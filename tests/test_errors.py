@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keyd.custody.bodies import StoreNotOurs
 from keyd.errors import (
     REFUSALS,
     Internal,
     LocalProtocolError,
+    NotAllowed,
     Refusal,
     RemoteProtocolError,
     Status,
+    StoreUnavailable,
     refusal_from_wire,
 )
 from keyd.protocol.connection import refusal_from_untrusted, refusal_on_wire
+from keyd.store.database import OutcomeUnknown
 
 # The numbers on the wire, written a second time: a line may be added here, and none may change.
 NUMBERS: Final = {
@@ -33,6 +37,10 @@ NUMBERS: Final = {
     "CHALLENGE_EXPIRED": 202,
     "OFFICER_NOT_AUTHENTIC": 203,
     "ROLE_MISSING": 204,
+    "NOT_ALLOWED": 205,
+    "RATE_LIMITED": 206,
+    "QUOTA_EXCEEDED": 207,
+    "CARD_LIMIT": 208,
     "KEY_NOT_FOUND": 300,
     "KEY_USAGE": 301,
     "ALGORITHM_NOT_SUPPORTED": 302,
@@ -84,8 +92,11 @@ def test_every_status_but_ok_is_one_refusal() -> None:
     statuses = [refusal.status for refusal in classes]
     assert len(statuses) == len(set(statuses))
     assert set(statuses) == set(Status) - {Status.OK} == set(REFUSALS)
-    # Nobody refines a refusal: it would have its parent's status and be lost on the wire.
-    assert not [deeper for refusal in classes for deeper in refusal.__subclasses__()]
+    # Who refines a refusal has its parent's status, and is lost on the wire. These two are for callers within keyd:
+    # what a client can do about any of the three is to look, and to ask again later.
+    deeper = {deeper for refusal in classes for deeper in refusal.__subclasses__()}
+    assert deeper == {StoreNotOurs, OutcomeUnknown}
+    assert all(issubclass(refined, StoreUnavailable) for refined in deeper)
 
 
 @every_refusal
@@ -124,6 +135,13 @@ def test_a_status_of_a_newer_keyd_keeps_its_name_and_detail(
         return
     assert type(refusal) is Internal
     assert refusal.detail == f"{name} ({status}): {detail}"
+
+
+def test_the_line_that_denied_does_not_cross_the_wire() -> None:
+    # Only log and journal say where the policy decided.
+    denied = NotAllowed(line=42)
+    assert denied.line == 42
+    assert "42" not in str(list(refusal_on_wire(denied)))
 
 
 def test_an_error_that_says_ok_is_none_of_ours() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from keyd.cards.profile import Use
 from keyd.errors import CardNotAuthentic
+from keyd.keys.block import Use
 from keyd.keys.sam import CryptogramTask
 
 if TYPE_CHECKING:
@@ -36,14 +36,15 @@ class ExternalProof(Struct, frozen=True, gc=False):
     apdu: bytes
 
 
-def internal_task(card: Card, exchange: Exchange) -> CryptogramTask:
-    """Return the task whose result a genuine card answers.
+def internal_task(card: Card, exchange: Exchange, *, is_verifying: bool) -> CryptogramTask:
+    """Return the task whose result a genuine card answers; `is_verifying` if it will not be given away.
 
     Raises:
         KeyNotFound, KeyUsageRefused: the address is not an internal authentication key.
     """
     card.profile.key(exchange.address, Use.INTERNAL)
-    return CryptogramTask(card.key(exchange.address), exchange.session_factor, exchange.challenge)
+    key = card.key(exchange.address, Use.INTERNAL, is_verifying=is_verifying)
+    return CryptogramTask(key, exchange.session_factor, exchange.challenge)
 
 
 def external_task(card: Card, exchange: Exchange) -> CryptogramTask:
@@ -53,12 +54,13 @@ def external_task(card: Card, exchange: Exchange) -> CryptogramTask:
         KeyNotFound, KeyUsageRefused: the address is not a permission key.
     """
     card.profile.key(exchange.address, Use.EXTERNAL)
-    return CryptogramTask(card.key(exchange.address), exchange.session_factor, exchange.challenge)
+    key = card.key(exchange.address, Use.EXTERNAL)
+    return CryptogramTask(key, exchange.session_factor, exchange.challenge)
 
 
 def internal_cryptogram(card: Card, exchange: Exchange) -> Steps[bytes]:
     """Compute the reply, cryptogram ‖ challenge, that a genuine card gives."""
-    (cryptogram,) = yield (internal_task(card, exchange),)
+    (cryptogram,) = yield (internal_task(card, exchange, is_verifying=False),)
     return cryptogram + exchange.challenge
 
 
@@ -68,7 +70,7 @@ def internal_authenticate(card: Card, exchange: Exchange, cryptogram: bytes) -> 
     Raises:
         CardNotAuthentic: it is not what the card's key makes.
     """
-    (expected,) = yield (internal_task(card, exchange),)
+    (expected,) = yield (internal_task(card, exchange, is_verifying=True),)
     verify_cryptogram(expected, cryptogram)
 
 
@@ -82,7 +84,10 @@ def mutual_cryptograms(
     card: Card, internal: Exchange, external: Exchange
 ) -> Steps[tuple[bytes, bytes]]:
     """Compute both replies of a 3.0 card's opening."""
-    ours = (internal_task(card, internal), external_task(card, external))
+    ours = (
+        internal_task(card, internal, is_verifying=False),
+        external_task(card, external),
+    )
     internal_cryptogram, external_cryptogram = yield ours
     return internal_cryptogram + internal.challenge, external_cryptogram + external.challenge
 
@@ -95,7 +100,7 @@ def mutual_authenticate(
     Raises:
         CardNotAuthentic: the card is not genuine; nothing is given.
     """
-    ours = (internal_task(card, internal), external_task(card, external))
+    ours = (internal_task(card, internal, is_verifying=True), external_task(card, external))
     expected, proof = yield ours
     verify_cryptogram(expected, cryptogram)
     return _external_proof(card, external, proof)

@@ -15,12 +15,13 @@ from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import BadParameter, CardDataInconsistent, RemoteProtocolError
 from keyd.iso7816 import historical_bytes
 from keyd.keys.hierarchy import Region, region_from_card_id
-from keyd.keys.sam import CardKeyRef
+from keyd.keys.sam import CardKeyRef, purpose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from keyd.cards.profile import Profile
+    from keyd.keys.block import Use
 
 CARD_ID_BYTES: Final = 16
 
@@ -46,10 +47,16 @@ class Card(Struct, frozen=True, gc=False):
     region: Region
     diversifier: bytes
     warnings: tuple[Warned, ...]
+    # Which version of the master keys it was made with; 0 is the current one.
+    key_version: int = 0
 
-    def key(self, address: int) -> CardKeyRef:
-        """Name this card's key at a logical address."""
-        return CardKeyRef(address, self.algorithm, self.region, self.diversifier)
+    def key(self, address: int, use: Use, *, is_verifying: bool = False) -> CardKeyRef:
+        """Name this card's key at a logical address, and what it is wanted for.
+
+        `is_verifying` says that what is computed will be compared with what the card said and not be given away.
+        """
+        wanted = purpose(use, is_verifying=is_verifying, version=self.key_version)
+        return CardKeyRef(address, self.algorithm, self.region, self.diversifier, wanted)
 
 
 def historical_of(reset_information: bytes) -> bytes:
@@ -70,6 +77,7 @@ def identify(
     reset_information: bytes,
     algorithm: CardAlgorithm,
     generation: int,
+    key_version: int = 0,
 ) -> Card:
     """Check a card's data against each other and return the card.
 
@@ -96,4 +104,5 @@ def identify(
         region_from_card_id(card_id),
         profile.card_diversifier(historical),
         _NOTHING if card_id[:2] == historical[7:9] else _REGION,
+        key_version,
     )

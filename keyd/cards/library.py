@@ -11,6 +11,8 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from keyd.cards import authentication, medical, messaging
 from keyd.cards.authentication import Exchange
 from keyd.cards.identity import Warned, historical_of, identify
@@ -108,9 +110,7 @@ def read_card_bas(profiles: Mapping[int, Profile], text: str) -> Steps[tuple[str
         card = identify(profiles, card_id, historical, algorithm, generation)
     if card.region != region:
         # Keys are diversified by the card's own region; the field beside it is information only.
-        card = type(card)(
-            card.profile, algorithm, card.region, card.diversifier, (Warned.REGION_MISMATCH,)
-        )
+        card = replace(card, warnings=(Warned.REGION_MISMATCH,))
     internal = Exchange(card.profile.address_of(IRK), internal_factor, internal_challenge)
     if not is_third:
         reply = yield from authentication.internal_cryptogram(card, internal)

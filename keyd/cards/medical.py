@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
-from keyd.cards.profile import Use
 from keyd.errors import BadParameter, MacNotAuthentic, TacNotAuthentic
+from keyd.keys.block import Use
 from keyd.keys.sam import MacTask, TacTask
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def make_purchase(card: Card, address: int, purchase: Purchase) -> Steps[bytes]:
     """
     _require_bcd(purchase.terminal, purchase.time)
     card.profile.key(address, Use.DEBIT)
-    (mac1,) = yield (MacTask(card.key(address), purchase.session_factor, purchase.mac1_data),)
+    (mac1,) = yield (
+        MacTask(card.key(address, Use.DEBIT), purchase.session_factor, purchase.mac1_data),
+    )
     return mac1
 
 
@@ -135,8 +137,12 @@ def confirm_purchase(
     card.profile.key(address, Use.DEBIT)
     card.profile.key(tac_address, Use.TAC)
     expected_mac2, expected_tac = yield (
-        MacTask(card.key(address), purchase.session_factor, purchase.mac2_data),
-        TacTask(card.key(tac_address), purchase.tac_data),
+        MacTask(
+            card.key(address, Use.DEBIT, is_verifying=True),
+            purchase.session_factor,
+            purchase.mac2_data,
+        ),
+        TacTask(card.key(tac_address, Use.TAC, is_verifying=True), purchase.tac_data),
     )
     verify_mac(expected_mac2, mac2)
     verify_tac(expected_tac, tac)
@@ -152,8 +158,10 @@ def make_load(card: Card, address: int, load: Load, mac1: bytes) -> Steps[bytes]
     _require_bcd(load.terminal, load.time)
     card.profile.key(address, Use.LOAD)
     expected_mac1, mac2 = yield (
-        MacTask(card.key(address), load.session_factor, load.mac1_data),
-        MacTask(card.key(address), load.session_factor, load.mac2_data),
+        MacTask(
+            card.key(address, Use.LOAD, is_verifying=True), load.session_factor, load.mac1_data
+        ),
+        MacTask(card.key(address, Use.LOAD), load.session_factor, load.mac2_data),
     )
     verify_mac(expected_mac1, mac1)
     return mac2
@@ -168,7 +176,7 @@ def confirm_load(card: Card, tac_address: int, load: Load, tac: bytes) -> Steps[
     """
     _require_bcd(load.terminal, load.time)
     card.profile.key(tac_address, Use.TAC)
-    (expected,) = yield (TacTask(card.key(tac_address), load.tac_data),)
+    (expected,) = yield (TacTask(card.key(tac_address, Use.TAC, is_verifying=True), load.tac_data),)
     verify_tac(expected, tac)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from keyd.errors import BadParameter
+from keyd.keys.block import Use
 from keyd.keys.sam import ProtectTask
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def protect(
     card.profile.require_messaging(header, address, "card.secure_message")
     if encrypt and not plaintext:
         raise BadParameter("there is nothing to encrypt")
-    task = ProtectTask(card.key(address), session_factor, header, plaintext, encrypt)
+    task = ProtectTask(card.key(address, Use.MESSAGING), session_factor, header, plaintext, encrypt)
     (apdu,) = yield (task,)
     return apdu
 
@@ -48,7 +49,9 @@ def pin_unblock(card: Card, session_factor: bytes) -> Steps[bytes]:
     """Make the APDU that gives the PIN its tries back."""
     address = card.profile.address_of(STK)
     card.profile.require_messaging(PIN_UNBLOCK, address, "card.pin_unblock")
-    task = ProtectTask(card.key(address), session_factor, PIN_UNBLOCK, b"", encrypt=False)
+    task = ProtectTask(
+        card.key(address, Use.MESSAGING), session_factor, PIN_UNBLOCK, b"", encrypt=False
+    )
     (apdu,) = yield (task,)
     return apdu
 
@@ -58,7 +61,9 @@ def pin_reload(card: Card, session_factor: bytes, pin: str) -> Steps[bytes]:
     address = card.profile.address_of(STK)
     card.profile.require_messaging(PIN_RELOAD, address, "card.pin_reload")
     block = pin_block(pin)
-    task = ProtectTask(card.key(address), session_factor, PIN_RELOAD, block, encrypt=True)
+    task = ProtectTask(
+        card.key(address, Use.MESSAGING), session_factor, PIN_RELOAD, block, encrypt=True
+    )
     (apdu,) = yield (task,)
     return apdu
 

@@ -6,7 +6,6 @@ read by `keyd.cards.profile_files`.
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta, Struct
@@ -19,24 +18,13 @@ from keyd.errors import (
     KeyUsageRefused,
 )
 from keyd.keys.block import KeyPlace
+from keyd.keys.block import Use as Use  # a profile says what its keys are for
 from keyd.keys.hierarchy import CARD_DIVERSIFIERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 AmountName = Literal["personal_account", "personal_paid", "pooled_fund"]
-
-
-class Use(enum.StrEnum):
-    """What a card's key may be used for. A key used for anything else is refused."""
-
-    INTERNAL = "internal"
-    EXTERNAL = "external"
-    MESSAGING = "messaging"
-    DEBIT = "debit"
-    LOAD = "load"
-    TAC = "tac"
-    STARTING_DAY = "starting-day"
 
 
 class KeyRow(Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,7 +136,7 @@ class Profile:
     def key_places(self, algorithms: Sequence[CardAlgorithm]) -> list[KeyPlace]:
         """List every key that cards of these algorithms have, by algorithm and address."""
         return [
-            KeyPlace(key.address, key.name, key.set, key.algorithm(algorithm))
+            KeyPlace(key.address, key.name, key.set, key.algorithm(algorithm), key.use)
             for algorithm in algorithms
             for _address, key in sorted(self.keys.items())
         ]

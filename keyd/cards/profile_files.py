@@ -17,6 +17,7 @@ from msgspec import Meta, Struct
 
 from keyd.cards.profile import KeyRow, Profile, ProfileFile, ProfileKey, names_match
 from keyd.errors import BadParameter
+from keyd.keys.block import Use
 from keyd.keys.hierarchy import CARD_DIVERSIFIERS
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def _read_addresses(
 def _check_names(file: ProfileFile) -> None:
     names = [name for named in file.keys.values() for name in named]
     _require_single("key", names)
+    if any(key.use is Use.TRANSPORT for named in file.keys.values() for key in named.values()):
+        raise ValueError("no card has a key for transport")
     _require_single("prefix", [rule.prefix for rule in file.commands])
     used = [name for rule in file.commands for name in rule.messaging + rule.permission]
     used += [name for rule in file.files.values() for name in (rule.read, rule.write) if name]

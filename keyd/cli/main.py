@@ -9,9 +9,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from keyd import __version__
+from keyd.cli import audit, backup, component, key, officer, policy, propose, seal, store
+from keyd.cli import proposals as proposals_module
 from keyd.cli.call import call
 from keyd.cli.demo import demo
 from keyd.cli.init import init
+from keyd.cli.proposals import approve, proposals, reject
 from keyd.cli.selftest import selftest
 from keyd.cli.status import status
 from keyd.client import ConnectionLost
@@ -61,8 +64,28 @@ def become_daemon(arguments: list[str]) -> NoReturn:
 app.command()(demo)
 app.command()(status)
 app.command(context_settings=_PASS_THROUGH, add_help_option=False)(call)
-app.command()(init)
 app.command()(selftest)
+app.add_typer(audit.app, name="audit")
+app.add_typer(policy.policy, name="policy")
+
+# Custody, in the order of a ceremony.
+app.add_typer(officer.app, name="officer")
+app.command()(init)
+app.command()(seal.unseal)
+app.command()(seal.seal)
+app.command()(seal.rekey)
+app.add_typer(seal.share_app, name="share")
+app.add_typer(propose.app, name="propose")
+app.command()(proposals)
+app.add_typer(proposals_module.app, name="proposal")
+app.command()(approve)
+app.command()(reject)
+app.add_typer(component.app, name="component")
+app.add_typer(key.app, name="key")
+app.command()(backup.backup)
+app.command(name="verify-backup")(backup.verify)
+app.command()(backup.restore)
+app.add_typer(store.app, name="store")
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from keyd.cli.common import (
     DEFAULT_ADDRESS,
@@ -19,6 +22,11 @@ from keyd.cli.common import (
 )
 from keyd.protocol.messages.daemon import AskStatus, DaemonState
 from keyd.protocol.reference import plain_result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keyd.protocol.messages.daemon import KeyReport
 
 
 def status(
@@ -54,10 +62,32 @@ def _show(state: DaemonState) -> None:
             console.print(f"  [bold red]{test.name} failed[/]: {test.detail}")
     counters = ", ".join(f"{name} {count}" for name, count in state.counters.items())
     console.print(f"since the start: {counters}")
-    table = Table("address", "name", "set", "algorithm", "levels", "KCV", title="keys")
-    for key in state.keys:
-        kcv = key.kcv.hex().upper()
+    if state.keys:
+        console.print(_key_table(state.keys))
+
+
+def _key_table(keys: Iterable[KeyReport]) -> Table:
+    table = Table(title="keys", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # As labels in logs and metrics have it: the domain, and the start of the key's id.
+    table.add_column("key", no_wrap=True)
+    # Only these two can be long. They fold, so that at 100 columns nothing else has to give way.
+    table.add_column("address", overflow="fold", min_width=7)
+    table.add_column("name", overflow="fold", min_width=6)
+    for heading in ("set", "ver"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    for heading in ("alg", "tier", "use", "state", "KCV"):
+        table.add_column(heading, no_wrap=True)
+    for key in keys:
         table.add_row(
-            f"{key.address:04X}", key.name, str(key.set), key.algorithm, str(key.levels), kcv
+            f"{key.domain}/{key.key_id[:4].hex()}",
+            " ".join(f"{address:04X}" for address in key.addresses),
+            Text(key.name),
+            str(key.set),
+            str(key.version),
+            key.algorithm,
+            key.tier,
+            key.use,
+            key.state,
+            key.kcv.hex().upper(),
         )
-    console.print(table)
+    return table

@@ -39,6 +39,7 @@ def card_of(identity: CardIdentity, services: Services) -> Card:
         identity.historical,
         identity.algorithm,
         identity.generation,
+        identity.key_version,
     )
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from keyd.crypto.selftest import SelftestResult
     from keyd.handlers.services import Services
+    from keyd.keys.block import KeyHeader
     from keyd.terminals import Session
 
 
@@ -33,15 +34,12 @@ if TYPE_CHECKING:
 def status(_ask: AskStatus, _session: Session, services: Services) -> DaemonState:
     return DaemonState(
         version=__version__,
-        state="draining" if services.is_draining else "serving",
+        state=_state(services),
         synthetic_keys=services.has_synthetic_keys,
         algorithms=tuple(sorted(algorithm.value for algorithm in IN_SOFTWARE)),
         sm2=backend_name(),
         selftest=_reports(services.selftest),
-        keys=tuple(
-            KeyReport(key.address, key.name, key.set, key.algorithm.value, key.levels, key.kcv)
-            for key in services.key_headers
-        ),
+        keys=tuple(map(_key_report, services.key_headers)),
         counters=dict(services.counters()),
     )
 
@@ -57,6 +55,29 @@ async def selftest(_ask: RunSelftest, _session: Session, services: Services) -> 
 @handles(AskRandom)
 def random(ask: AskRandom, _session: Session, services: Services) -> RandomBytes:
     return RandomBytes(services.random_bytes(ask.length))
+
+
+def _state(services: Services) -> str:
+    if services.is_draining:
+        return "draining"
+    return "sealed" if services.is_sealed else "serving"
+
+
+def _key_report(header: KeyHeader) -> KeyReport:
+    return KeyReport(
+        addresses=header.addresses,
+        name=header.name,
+        set=header.set,
+        algorithm=header.algorithm.value,
+        levels=header.levels,
+        kcv=header.kcv,
+        key_id=header.key_id,
+        domain=header.domain.value,
+        tier=header.tier.value,
+        use=header.use.value,
+        version=header.version,
+        state=header.state.value,
+    )
 
 
 def _reports(results: Iterable[SelftestResult]) -> tuple[SelftestReport, ...]:

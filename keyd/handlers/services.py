@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from keyd.keys.block import KeyHeader
     from keyd.keys.sam import Sam
     from keyd.terminals import Terminals
+    from keyd.warden import Warden
 
 
 @dataclass(slots=True)
@@ -31,5 +32,9 @@ class Services:
     is_draining: bool = False
     # A failed self-test stays failed until a restart: what computed wrongly once is not asked again.
     has_failed_selftest: bool = False
+    # While sealed, only its state and unsealing are answered.
+    is_sealed: bool = False
+    # Whoever has custody of the keys; None where they are public synthetic ones.
+    warden: Warden | None = None
     # Counts since the start, kept by the telemetry and shown by daemon.status.
     counters: Callable[[], Mapping[str, int]] = field(default=dict)

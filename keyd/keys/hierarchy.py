@@ -251,6 +251,20 @@ def city_key(root: RootKey, region: Region) -> CityKey:
     return root
 
 
+def child_root(root: RootKey, region: Region) -> SecretKey:
+    """Diversify a root one level down, for hand-over to whom it belongs (母卡): only a custody asks for this.
+
+    Raises:
+        BadParameter: below a city's root there are only cards.
+    """
+    if isinstance(root, CityKey):
+        raise BadParameter("below a city's root there are only cards")
+    diversifier = (
+        province_diversifier(region) if isinstance(root, NationalKey) else city_diversifier(region)
+    )
+    return root._diversified(diversifier)  # noqa: SLF001 - the same module
+
+
 def _pad(data: bytes, block_bytes: int) -> bytes:
     data += b"\x80"
     return data + bytes(-len(data) % block_bytes)

@@ -1,37 +1,77 @@
-"""Where roots come from before there is a ceremony: random ones, and the public synthetic ones."""
+"""The public synthetic roots, for development and tests. Real ones come by ceremony: `keyd.custody`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from keyd.crypto.algorithms import KEY_BYTES
 from keyd.crypto.secret import SecretKey
-from keyd.keys.block import KeyHeader, KeyPlace
+from keyd.crypto.sm3 import sm3
+from keyd.keys.block import (
+    BLOCK_FORMAT,
+    KEY_ID_BYTES,
+    Domain,
+    Export,
+    KeyHeader,
+    KeyPlace,
+    KeyState,
+    Mode,
+    Tier,
+)
 from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Mapping
 
-
-def generate(
-    places: Iterable[KeyPlace], levels: int, random_bytes: Callable[[int], bytes]
-) -> list[tuple[KeyHeader, SecretKey]]:
-    """Make random roots that stand 3, 2 or 1 levels above their cards."""
-    return [
-        _made(place, levels, bytearray(random_bytes(KEY_BYTES[place.algorithm])))
-        for place in places
-    ]
+TIERS: Final[Mapping[int, Tier]] = {3: Tier.NATIONAL, 2: Tier.PROVINCIAL, 1: Tier.CITY}
 
 
 def synthetic(places: Iterable[KeyPlace]) -> list[tuple[KeyHeader, SecretKey]]:
     """Make the public synthetic roots of `keyd.keys.synthetic`."""
     return [
-        _made(place, SYNTHETIC_LEVELS, synthetic_root(place.address, place.algorithm))
+        _made(
+            place,
+            SYNTHETIC_LEVELS,
+            synthetic_root(place.address, place.algorithm),
+            sm3(f"{place.address:04X} {place.algorithm.value}".encode())[:KEY_ID_BYTES],
+            "synthetic",
+        )
         for place in places
     ]
 
 
-def _made(place: KeyPlace, levels: int, material: bytes | bytearray) -> tuple[KeyHeader, SecretKey]:
+def active_root(
+    place: KeyPlace, levels: int, key: SecretKey, key_id: bytes, created_by: str
+) -> KeyHeader:
+    """Return the header of a root of SOCIAL that is active and limited by nothing."""
+    return KeyHeader(
+        format=BLOCK_FORMAT,
+        key_id=key_id,
+        domain=Domain.SOCIAL,
+        tier=TIERS[levels],
+        name=place.name,
+        addresses=(place.address,),
+        psam_type=0,
+        psam_id=0,
+        set=place.set,
+        algorithm=place.algorithm,
+        levels=levels,
+        use=place.use,
+        modes=(Mode.PRODUCE, Mode.VERIFY),
+        version=1,
+        valid_from=0,
+        valid_until=0,
+        ceiling=0,
+        warn_at=0,
+        export=Export.NEVER,
+        created_by=created_by,
+        created_at=0,
+        kcv=key.kcv(),
+        state=KeyState.ACTIVE,
+    )
+
+
+def _made(
+    place: KeyPlace, levels: int, material: bytes | bytearray, key_id: bytes, created_by: str
+) -> tuple[KeyHeader, SecretKey]:
     key = SecretKey.load(place.algorithm, material)
-    header = KeyHeader(place.address, place.name, place.set, place.algorithm, levels, key.kcv())
-    return header, key
+    return active_root(place, levels, key, key_id, created_by), key

@@ -8,9 +8,11 @@ every service of a tick side by side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
+
+from keyd.keys.block import Use
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -22,13 +24,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_USES: Final = tuple(Use)
+_USE_NUMBERS: Final = {use: number for number, use in enumerate(_USES)}
+
+
+class Purpose(NamedTuple):
+    """What a key is wanted for: its use, whether only to verify, and which version (0: the current one)."""
+
+    use: Use
+    is_verifying: bool
+    version: int
+
+
+def purpose(use: Use, *, is_verifying: bool = False, version: int = 0) -> int:
+    """Put a purpose into one number below 2**24."""
+    return version << 8 | _USE_NUMBERS[use] << 1 | is_verifying
+
+
+def purpose_of(number: int) -> Purpose:
+    """Read the number that `purpose` made."""
+    return Purpose(_USES[number >> 1 & 0x7F], bool(number & 1), number >> 8)
+
+
 class CardKeyRef(Struct, frozen=True, gc=False):
-    """A card's key: whose root (logical address, algorithm) and for which card (region, L3 diversifier)."""
+    """A card's key: whose root (logical address, algorithm), for which card (region, L3 diversifier), for what.
+
+    `purpose` is one number, made by `purpose`, because the hot path compares and caches by it.
+    """
 
     address: int
     algorithm: CardAlgorithm
     region: Region
     diversifier: bytes
+    purpose: int
 
     def __repr__(self) -> str:
         return f"<CardKeyRef {self.address:04X} {self.algorithm.name} {self.region}>"

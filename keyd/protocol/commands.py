@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 from keyd.protocol.fields import Request, Response
-from keyd.protocol.messages import card, daemon, library, medical, terminal
+from keyd.protocol.messages import card, custody, daemon, library, medical, terminal
 
 # A batch is one message and one share of a tick: 256 cards of about 120 bytes fit into MAX_MESSAGE.
 MAX_BATCH: Final = 256
@@ -25,6 +25,8 @@ class Role(enum.Enum):
     ANYONE = "anyone"
     TERMINAL = "an authenticated terminal"
     OPERATOR = "an authenticated terminal, or the operator on the Unix socket"
+    ADMINISTRATION = "anybody on the administration's socket"
+    OFFICER = "an officer, in a signed command"
 
 
 class Cost(enum.Enum):
@@ -66,6 +68,14 @@ def _row(
     return Command(method, request, _response_of(request), role, cost, audited, batch)
 
 
+def _seal_row(method: str, request: type[Request[Any]]) -> Command:
+    return _row(method, request, Role.ADMINISTRATION, cost=Cost.SLOW)
+
+
+def _officer_row(method: str, request: type[Request[Any]]) -> Command:
+    return _row(method, request, Role.OFFICER, cost=Cost.SLOW)
+
+
 def _response_of(request: type[Request[Any]]) -> type[Response]:
     for base in getattr(request, "__orig_bases__", ()):
         for argument in get_args(base):
@@ -103,11 +113,33 @@ TABLE: Final[dict[str, Command]] = {
         _row("library.unblock_pin_2", library.UnblockPin2),
         _row("library.do_debit_1", library.DoDebit1),
         _row("library.do_debit_2", library.DoDebit2),
+        _seal_row("seal.status", custody.AskSeal),
+        _seal_row("seal.give_share", custody.GiveShare),
+        _seal_row("seal.forget_shares", custody.ForgetShares),
+        _seal_row("officer.challenge", custody.RequestOfficerChallenge),
+        _seal_row("officer.command", custody.OfficerCommand),
+        _officer_row("seal.close", custody.SealNow),
+        _officer_row("proposal.make", custody.Propose),
+        _officer_row("proposal.approve", custody.Approve),
+        _officer_row("proposal.reject", custody.Reject),
+        _officer_row("proposal.list", custody.ListProposals),
+        _officer_row("proposal.show", custody.ShowProposal),
+        _officer_row("component.enter", custody.EnterComponent),
+        _officer_row("component.take", custody.Take),
+        _officer_row("share.confirm", custody.ConfirmShare),
+        _officer_row("key.list", custody.ListKeys),
+        _officer_row("officer.list", custody.ListOfficers),
+        _officer_row("backup.take", custody.TakeBackup),
     )
 }
 
 BATCHES: Final[dict[str, Command]] = {
     row.method + BATCH_SUFFIX: row for row in TABLE.values() if row.has_batch
+}
+
+# What a signed command may carry.
+OFFICERS: Final[dict[str, Command]] = {
+    row.method: row for row in TABLE.values() if row.role is Role.OFFICER
 }
 
 BY_REQUEST: Final[dict[type[Request[Any]], Command]] = {row.request: row for row in TABLE.values()}

@@ -148,6 +148,15 @@ class CardIdentity(Message, frozen=True, forbid_unknown_fields=True):
     generation: Annotated[
         Generation, Meta(extra=SHOW, description="card specification: 1, 2 or 3")
     ] = Generation.THIRD
+    key_version: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=0xFFFF,
+            extra=SHOW,
+            description="version of the master keys that the card was made with; 0: the current one",
+        ),
+    ] = 0
 
 
 Card = Annotated[CardIdentity, Meta(extra=SHOW, description="the card")]

@@ -26,7 +26,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from keyd.errors import REFUSALS, BadParameter
 from keyd.protocol import proof
-from keyd.protocol.commands import BATCH_SUFFIX, MAX_BATCH, TABLE, Command
+from keyd.protocol.commands import BATCH_SUFFIX, MAX_BATCH, TABLE, Command, Role
 from keyd.protocol.connection import MAX_ANSWER, MAX_MESSAGE, MAX_METHOD
 
 if TYPE_CHECKING:
@@ -192,9 +192,14 @@ def manual() -> str:
     families: dict[str, list[Command]] = {}
     for command in TABLE.values():
         families.setdefault(command.family, []).append(command)
+    introduced: set[str] = set()
     for family, commands in families.items():
         module = sys.modules[commands[0].request.__module__]
-        parts.append(f"### {family}\n\n{inspect.cleandoc(module.__doc__ or '')}\n")
+        parts.append(f"### {family}\n")
+        if module.__name__ not in introduced:
+            # Several families of custody are one module.
+            introduced.add(module.__name__)
+            parts.append(f"{inspect.cleandoc(module.__doc__ or '')}\n")
         if family == "terminal":
             parts.append(_proofs())
         parts += [_command(command) for command in commands]
@@ -289,6 +294,20 @@ def _statuses() -> str:
     return "\n".join(lines) + "\n"
 
 
+# What a role is, for the manual: a role without a line here is a KeyError when the manual is made.
+_ROLE_MEANINGS: Final = {
+    Role.ANYONE: "whoever can connect to a public listener",
+    Role.TERMINAL: "a line on which an enrolled terminal has proved itself",
+    Role.OPERATOR: "a terminal, or a process of root or keyd's own user on the public Unix socket",
+    Role.ADMINISTRATION: "whoever can connect to the administration's socket; there is nobody yet who could sign",
+    Role.OFFICER: "never directly: an officer's signed command, carried by `officer.command`",
+}
+
+_ROLES: Final = "\n".join(
+    ["| role | who that is |", "| - | - |"]
+    + [f"| {role.value} | {_ROLE_MEANINGS[role]} |" for role in Role]
+)
+
 _INTRODUCTION: Final = f"""\
 <!-- Generated: python -m keyd.protocol.reference > docs/protocol.md -->
 
@@ -309,6 +328,16 @@ in any order; msgids are the client's to keep apart.
 - A batch method takes one param, a list of 1 to {MAX_BATCH} params lists, and answers a list of
   `[error, result]`, item by item.
 - A line says `terminal.challenge` and `terminal.authenticate` first. The card commands are refused before.
+
+"Who may ask" is a role:
+
+{_ROLES}
+
+The administration has a Unix socket of its own (`custody.socket` in keyd.toml), with mode 0600: keyd's own user and
+root may connect, who are operators there too. It speaks the same protocol. The commands that are asked on it are
+refused with ROLE_MISSING on every other listener. An officer's commands are refused with ROLE_MISSING
+wherever they are asked directly: they come inside `officer.command`, signed over the connection's last challenge. A
+sealed keyd refuses everything with SEALED but what the operator and the administration ask.
 
 The card arithmetic is keyd's reading of the public card specification; what is not public is in
 docs/architecture.md, marked as our reading.

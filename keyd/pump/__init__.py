@@ -15,3 +15,6 @@ METHODS: Final = (
 
 # What is left for Python of a connection: file descriptor, epoll mask, whether it was reset, read, unsent.
 Rest = tuple[int, int, bool, bytes, bytes]
+
+# Answers that wait for their records: file descriptor, bytes, the position to wait for, how many answers.
+Held = tuple[int, bytes, int, int]

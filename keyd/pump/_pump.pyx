@@ -29,6 +29,7 @@ cdef extern from "pump.h" nogil:
         arena_handle city
         arena_algorithm algorithm
         uint8_t key_id
+        uint32_t key_number
     ctypedef struct pump_rest:
         int fd
         uint32_t mask
@@ -37,14 +38,22 @@ cdef extern from "pump.h" nogil:
         size_t length
         const uint8_t *unsent
         size_t unsent_length
+        size_t held
+    ctypedef enum pump_verdict:
+        PUMP_SEND
+        PUMP_HOLD
+        PUMP_REFUSE
+    int PUMP_USE_BYTES
     pump *pump_new(int epoll_fd, pump_cards cards)
     void pump_free(pump *p)
-    int pump_admit(pump *p, int fd)
+    void pump_record(pump *p, const uint16_t *methods, size_t card_id_bytes)
+    int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal)
     void pump_dismiss(pump *p, int fd)
     int pump_learn(pump *p, pump_place place, pump_route route)
     void pump_forget(pump *p)
     int pump_poll(pump *p)
-    size_t pump_part(pump *p, const pump_rest **rests, int *is_done)
+    size_t pump_part(pump *p, int hands_up, const uint8_t **uses)
+    size_t pump_finish(pump *p, pump_verdict verdict, const pump_rest **rests, int *is_done)
     const uint64_t *pump_counts(const pump *p)
     uint64_t pump_compute_nanoseconds(const pump *p)
     uint64_t pump_served_at(const pump *p, int fd)
@@ -55,9 +64,12 @@ cdef class Pump:
     """Serves the hottest commands on the connections that it was given."""
 
     cdef pump *_pump
+    cdef object _append
+    cdef readonly list held
 
     def __cinit__(self, int epoll_fd):
         cdef pump_cards *cards = <pump_cards *>PyCapsule_GetPointer(_core.card_functions, "keyd.card_functions")
+        self.held = []
         self._pump = pump_new(epoll_fd, cards[0])
         if self._pump == NULL:
             raise MemoryError
@@ -65,9 +77,23 @@ cdef class Pump:
     def __dealloc__(self):
         pump_free(self._pump)
 
-    def admit(self, int fd):
-        """Serve this connection: Python holds nothing of it."""
-        if pump_admit(self._pump, fd) != 0:
+    def record(self, append not None, methods not None, size_t card_id_bytes):
+        """Record every use before it is answered.
+
+        `append` is given a part's use records and returns the position that its answers must wait for, 0 if they may
+        leave at once. Whatever it raises, the part is handed up unanswered. `methods` are the numbers of the kinds.
+        """
+        cdef uint16_t numbers[3]
+        if len(methods) != PUMP_KINDS:
+            raise ValueError("each kind has a number")
+        for kind, number in enumerate(methods):
+            numbers[<int>kind] = number
+        pump_record(self._pump, numbers, card_id_bytes)
+        self._append = append
+
+    def admit(self, int fd, uint32_t connection=0, uint32_t terminal=0):
+        """Serve this connection: Python holds nothing of it that has to go first. The numbers are the journal's."""
+        if pump_admit(self._pump, fd, connection, terminal) != 0:
             raise MemoryError
 
     def dismiss(self, int fd):
@@ -76,7 +102,7 @@ cdef class Pump:
 
     def learn(
         self, int kind, uint8_t generation, uint16_t address, uint8_t algorithm, bytes region not None, city,
-        uint8_t key_id
+        uint8_t key_id, uint32_t key_number=0
     ):
         """Take a city key for requests that name exactly this. Returns whether there was room beside all others."""
         if not 0 <= kind < PUMP_KINDS or len(region) != 3:
@@ -94,34 +120,61 @@ cdef class Pump:
         route.city = <arena_handle>city.number
         route.algorithm = <arena_algorithm><int>city.algorithm
         route.key_id = key_id
+        route.key_number = key_number
         return pump_learn(self._pump, place, route) == 0
 
     def forget(self):
         """Let go of every key."""
         pump_forget(self._pump)
 
-    def tick(self):
+    def tick(self, bint hands_up=False):
         """Take readiness without waiting, and serve what is the pump's.
 
         Returns what is Python's, as (fd, epoll mask, is_reset, data, unsent): an event to handle, bytes that were
-        read, answers that did not leave; and how many requests were answered, by kind.
+        read, answers that did not leave; and how many requests were answered, by kind. Answers that must wait for
+        their records are in `held`, and in no rest. With `hands_up` nothing is answered, and no key touched.
         """
         cdef const pump_rest *rests
+        cdef const uint8_t *uses
         cdef size_t count, i
-        cdef int is_done = 0
+        cdef int is_done = 0, handing = hands_up
+        cdef pump_verdict verdict
         cdef list handed = []
+        cdef object position
+        if self.held:
+            self.held = []
         with nogil:
             is_done = pump_poll(self._pump) == 0
         while not is_done:
+            verdict = PUMP_SEND
+            position = 0
             with nogil:
-                count = pump_part(self._pump, &rests, &is_done)
+                count = pump_part(self._pump, handing, &uses)
+            if count:
+                try:
+                    position = self._append(uses[:count * PUMP_USE_BYTES])
+                    if position:
+                        verdict = PUMP_HOLD
+                except Exception:
+                    # Who appends has said why. The long way will meet the same, and refuses.
+                    verdict = PUMP_REFUSE
+                    handing = True
+            with nogil:
+                count = pump_finish(self._pump, verdict, &rests, &is_done)
             for i in range(count):
+                if rests[i].held:
+                    self.held.append((
+                        rests[i].fd, rests[i].unsent[:rests[i].unsent_length], position, rests[i].held
+                    ))
+                    if not (rests[i].mask or rests[i].is_reset or rests[i].length):
+                        continue
                 handed.append((
                     rests[i].fd,
                     rests[i].mask,
                     rests[i].is_reset != 0,
                     rests[i].data[:rests[i].length] if rests[i].length else b"",
-                    rests[i].unsent[:rests[i].unsent_length] if rests[i].unsent_length else b"",
+                    rests[i].unsent[:rests[i].unsent_length]
+                    if rests[i].unsent_length and not rests[i].held else b"",
                 ))
         cdef const uint64_t *counts = pump_counts(self._pump)
         return handed, (counts[0], counts[1], counts[2])

@@ -42,6 +42,8 @@ typedef struct {
     uint8_t kind;
     uint8_t key_id;
     uint8_t region_differs;
+    uint32_t key_number;
+    const uint8_t *card_id;
     card_bytes challenge;
     card_bytes cryptogram;
     uint8_t out[CARD_CRYPTOGRAM_BYTES];
@@ -51,18 +53,29 @@ typedef struct {
     int fd;
     size_t first;
     size_t count;
+    uint8_t *buffer; /* All that was read. */
+    size_t length;
     uint8_t *rest;
     size_t rest_length;
     int is_reset;
     int is_at_end;
 } turn;
 
+typedef struct {
+    uint64_t served_at;
+    uint32_t connection;
+    uint32_t terminal;
+    int is_admitted;
+} line;
+
 struct pump {
     int epoll_fd;
     pump_cards cards;
-    uint8_t *admitted; /* By file descriptor. */
-    uint64_t *served_at;
+    line *lines; /* By file descriptor. */
     size_t fds;
+    int records;
+    uint16_t methods[PUMP_KINDS];
+    size_t card_id_bytes;
     route_cell *routes;
     size_t routes_used;
     struct epoll_event events[PUMP_MAX_EVENTS];
@@ -72,8 +85,11 @@ struct pump {
     uint64_t counts[PUMP_KINDS];
     uint64_t compute_nanoseconds;
     turn turns[PUMP_MAX_PEERS];
+    size_t turn_count;
+    size_t handed; /* Rests of this part so far. */
     request requests[PUMP_MAX_TASKS];
     card_task tasks[PUMP_MAX_TASKS];
+    uint8_t uses[PUMP_MAX_TASKS * PUMP_USE_BYTES];
     pump_rest rests[PUMP_MAX_EVENTS + PUMP_MAX_PEERS];
     /* Each turn reads into a region of its own, with room before it for requests that are handed up after all. */
     uint8_t *read_buffer;
@@ -118,34 +134,38 @@ pump *pump_new(int epoll_fd, pump_cards cards) {
 
 void pump_free(pump *p) {
     if (p == NULL) return;
-    free(p->admitted);
-    free(p->served_at);
+    free(p->lines);
     free(p->routes);
     free(p->read_buffer);
     free(p->answers);
     free(p);
 }
 
-int pump_admit(pump *p, int fd) {
+void pump_record(pump *p, const uint16_t kinds[PUMP_KINDS], size_t card_id_bytes) {
+    p->records = 1;
+    memcpy(p->methods, kinds, sizeof p->methods);
+    p->card_id_bytes = card_id_bytes < PUMP_CARD_ID_BYTES ? card_id_bytes : PUMP_CARD_ID_BYTES;
+}
+
+int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal) {
     if (fd < 0) return -1;
     if ((size_t)fd >= p->fds) {
         size_t wanted = ((size_t)fd + 1) * 2;
-        uint8_t *admitted = realloc(p->admitted, wanted);
-        if (admitted == NULL) return -1;
-        p->admitted = admitted;
-        uint64_t *served_at = realloc(p->served_at, wanted * sizeof *served_at);
-        if (served_at == NULL) return -1;
-        p->served_at = served_at;
-        memset(admitted + p->fds, 0, wanted - p->fds);
-        memset(served_at + p->fds, 0, (wanted - p->fds) * sizeof *served_at);
+        line *lines = realloc(p->lines, wanted * sizeof *lines);
+        if (lines == NULL) return -1;
+        memset(lines + p->fds, 0, (wanted - p->fds) * sizeof *lines);
+        p->lines = lines;
         p->fds = wanted;
     }
-    p->admitted[fd] = 1;
+    line *l = &p->lines[fd];
+    l->is_admitted = 1;
+    l->connection = connection;
+    l->terminal = terminal;
     return 0;
 }
 
 void pump_dismiss(pump *p, int fd) {
-    if (fd >= 0 && (size_t)fd < p->fds) p->admitted[fd] = 0;
+    if (fd >= 0 && (size_t)fd < p->fds) p->lines[fd].is_admitted = 0;
 }
 
 int pump_learn(pump *p, pump_place place, pump_route route) {
@@ -239,8 +259,9 @@ static int take_method(cursor *c, uint8_t *kind) {
     return 0;
 }
 
-/* The card [card_id, historical, algorithm?, generation?]; checks what identity.py checks. */
-static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, uint8_t *region_differs) {
+/* The card [card_id, historical, algorithm?, generation?]; checks what identity.py checks. A card that names the
+   version of its keys is Python's. */
+static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, request *r) {
     uint8_t form, length;
     const uint8_t *id, *historical;
     uint32_t algorithm = SM4_CARD, generation = THIRD_GENERATION;
@@ -261,7 +282,8 @@ static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, uint
     memcpy(place->region, id, 3);
     diversifier->at = historical + 5;
     diversifier->length = CARD_DIVERSIFIER_BYTES;
-    *region_differs = memcmp(id, historical + 7, 2) != 0;
+    r->region_differs = memcmp(id, historical + 7, 2) != 0;
+    r->card_id = id;
     return 1;
 }
 
@@ -279,7 +301,7 @@ static size_t decode(const pump *p, const uint8_t *bytes, size_t length, request
     /* The address of an internal authentication comes last and may be left out. */
     int has_address = form == (0x90 | (fields + 1)) && r->kind != PUMP_EXTERNAL_AUTHENTICATE;
     if (!has_address && form != (0x90 | fields)) return 0;
-    if (!take_card(&c, &place, &diversifier, &r->region_differs)) return 0;
+    if (!take_card(&c, &place, &diversifier, r)) return 0;
     if (r->kind == PUMP_EXTERNAL_AUTHENTICATE && !take_uint(&c, &address)) return 0;
     if (!take_block(&c, &factor) || !take_block(&c, &r->challenge)) return 0;
     if (r->kind == PUMP_INTERNAL_AUTHENTICATE && !take_block(&c, &r->cryptogram)) return 0;
@@ -292,6 +314,7 @@ static size_t decode(const pump *p, const uint8_t *bytes, size_t length, request
     r->request = bytes;
     r->length = (size_t)(c.at - bytes);
     r->key_id = known->route.key_id;
+    r->key_number = known->route.key_number;
     *task = (card_task){
         .city = known->route.city,
         .algorithm = known->route.algorithm,
@@ -378,16 +401,16 @@ int pump_poll(pump *p) {
     return p->polled;
 }
 
-static void read_turn(pump *p, turn *t, uint8_t *buffer, size_t *tasks) {
-    ssize_t got = recv(t->fd, buffer, PUMP_READ_BYTES, MSG_DONTWAIT);
+static void read_turn(pump *p, turn *t, int hands_up, size_t *tasks) {
+    ssize_t got = recv(t->fd, t->buffer, PUMP_READ_BYTES, MSG_DONTWAIT);
     if (got <= 0) {
         t->is_at_end = got == 0;
         t->is_reset = got < 0 && errno != EAGAIN && errno != EINTR;
         return;
     }
-    uint8_t *at = buffer;
-    size_t left = (size_t)got;
-    while (left > 0 && t->count < PUMP_READ_REQUESTS) {
+    uint8_t *at = t->buffer;
+    size_t left = t->length = (size_t)got;
+    while (!hands_up && left > 0 && t->count < PUMP_READ_REQUESTS) {
         size_t length = decode(p, at, left, &p->requests[*tasks], &p->tasks[*tasks]);
         if (length == 0) break;
         at += length;
@@ -397,6 +420,56 @@ static void read_turn(pump *p, turn *t, uint8_t *buffer, size_t *tasks) {
     }
     t->rest = at;
     t->rest_length = left;
+}
+
+static void put_big_endian(uint8_t *out, uint32_t value, int bytes) {
+    for (int i = bytes; i-- > 0; value >>= 8) out[i] = (uint8_t)value;
+}
+
+/* What the journal is to know of the good answers, in their order. Returns how many. */
+static size_t collect_uses(pump *p) {
+    uint8_t *out = p->uses;
+    for (const turn *t = p->turns; t < p->turns + p->turn_count; t++) {
+        const line *l = &p->lines[t->fd];
+        for (size_t n = t->first; n < t->first + t->count; n++) {
+            if (p->tasks[n].result != CARD_DONE) continue;
+            const request *r = &p->requests[n];
+            put_big_endian(out, p->methods[r->kind], 2);
+            put_big_endian(out + 2, 0, 2); /* The status of good answers. */
+            put_big_endian(out + 4, l->connection, 4);
+            put_big_endian(out + 8, l->terminal, 4);
+            put_big_endian(out + 12, r->key_number, 4);
+            memset(out + 16, 0, PUMP_CARD_ID_BYTES);
+            memcpy(out + 16, r->card_id, p->card_id_bytes);
+            out += PUMP_USE_BYTES;
+        }
+    }
+    return (size_t)(out - p->uses) / PUMP_USE_BYTES;
+}
+
+size_t pump_part(pump *p, int hands_up, const uint8_t **uses) {
+    size_t turns = 0, tasks = 0;
+    p->handed = 0;
+    for (; p->at < p->polled && turns < PUMP_MAX_PEERS && tasks <= PUMP_MAX_TASKS - PUMP_READ_REQUESTS; p->at++) {
+        int fd = p->events[p->at].data.fd;
+        uint32_t mask = p->events[p->at].events;
+        if (mask != EPOLLIN || (size_t)fd >= p->fds || !p->lines[fd].is_admitted) {
+            p->rests[p->handed++] = (pump_rest){.fd = fd, .mask = mask};
+            continue;
+        }
+        turn *t = &p->turns[turns];
+        *t = (turn){.fd = fd, .first = tasks, .buffer = p->read_buffer + turns * PUMP_READ_BYTES};
+        read_turn(p, t, hands_up, &tasks);
+        turns++;
+    }
+    p->turn_count = turns;
+    if (tasks > 0) {
+        uint64_t started = nanoseconds();
+        p->cards.compute(p->tasks, tasks);
+        p->compute_nanoseconds += nanoseconds() - started;
+    }
+    *uses = p->uses;
+    return p->records ? collect_uses(p) : 0;
 }
 
 /* What is left for Python of what was read: the requests that are to be refused, and then the rest, in their order. */
@@ -412,56 +485,54 @@ static void hand_up(const pump *p, const turn *t, pump_rest *rest) {
     rest->length = t->rest_length + (size_t)(t->rest - first);
 }
 
-size_t pump_part(pump *p, const pump_rest **rests, int *is_done) {
-    size_t turns = 0, tasks = 0, handed = 0;
-    for (; p->at < p->polled && turns < PUMP_MAX_PEERS && tasks <= PUMP_MAX_TASKS - PUMP_READ_REQUESTS; p->at++) {
-        int fd = p->events[p->at].data.fd;
-        uint32_t mask = p->events[p->at].events;
-        if (mask != EPOLLIN || (size_t)fd >= p->fds || !p->admitted[fd]) {
-            p->rests[handed++] = (pump_rest){.fd = fd, .mask = mask};
-            continue;
+/* Encode a connection's good answers. Returns where they end. */
+static uint8_t *put_answers(pump *p, const turn *t, uint8_t *answers, pump_rest *rest) {
+    for (size_t n = t->first; n < t->first + t->count; n++) {
+        if (p->tasks[n].result != CARD_DONE) continue;
+        const request *r = &p->requests[n];
+        answers = put_answer(answers, r);
+        p->counts[r->kind]++;
+        rest->held++;
+        if (r->length <= MAX_REQUEST) {
+            p->last_length = r->length;
+            memcpy(p->last, r->request, r->length);
+            p->last_fd = t->fd;
         }
-        turn *t = &p->turns[turns];
-        *t = (turn){.fd = fd, .first = tasks};
-        read_turn(p, t, p->read_buffer + turns * PUMP_READ_BYTES, &tasks);
-        turns++;
     }
-    if (tasks > 0) {
-        uint64_t started = nanoseconds();
-        p->cards.compute(p->tasks, tasks);
-        p->compute_nanoseconds += nanoseconds() - started;
-    }
+    return answers;
+}
+
+size_t pump_finish(pump *p, pump_verdict verdict, const pump_rest **rests, int *is_done) {
     uint8_t *answers = p->answers;
-    for (size_t i = 0; i < turns; i++) {
-        turn *t = &p->turns[i];
+    for (const turn *t = p->turns; t < p->turns + p->turn_count; t++) {
         pump_rest rest = {.fd = t->fd, .is_reset = t->is_reset};
         uint8_t *first = answers;
-        for (size_t n = t->first; n < t->first + t->count; n++) {
-            if (p->tasks[n].result != CARD_DONE) continue;
-            const request *r = &p->requests[n];
-            answers = put_answer(answers, r);
-            p->counts[r->kind]++;
-            if (r->length <= MAX_REQUEST) {
-                p->last_length = r->length;
-                memcpy(p->last, r->request, r->length);
-                p->last_fd = t->fd;
-            }
+        if (verdict == PUMP_REFUSE) {
+            rest.data = t->buffer;
+            rest.length = t->length;
+        } else {
+            answers = put_answers(p, t, answers, &rest);
+            hand_up(p, t, &rest);
         }
-        hand_up(p, t, &rest);
         if (answers > first) {
-            ssize_t sent = send(t->fd, first, (size_t)(answers - first), MSG_DONTWAIT | MSG_NOSIGNAL);
-            if (sent < 0 && errno != EAGAIN && errno != EINTR) rest.is_reset = 1;
-            if (sent < 0) sent = 0;
+            ssize_t sent = 0;
+            if (verdict == PUMP_SEND) {
+                rest.held = 0;
+                sent = send(t->fd, first, (size_t)(answers - first), MSG_DONTWAIT | MSG_NOSIGNAL);
+                if (sent < 0 && errno != EAGAIN && errno != EINTR) rest.is_reset = 1;
+                if (sent < 0) sent = 0;
+            }
             rest.unsent = first + sent;
             rest.unsent_length = (size_t)(answers - first) - (size_t)sent;
-            p->served_at[t->fd] = p->now;
+            p->lines[t->fd].served_at = p->now;
         }
         if (t->is_at_end) rest.mask = EPOLLIN;
-        if (rest.mask || rest.is_reset || rest.length || rest.unsent_length) p->rests[handed++] = rest;
+        if (rest.mask || rest.is_reset || rest.length || rest.unsent_length) p->rests[p->handed++] = rest;
     }
+    p->turn_count = 0;
     *rests = p->rests;
     *is_done = p->at >= p->polled;
-    return handed;
+    return p->handed;
 }
 
 const uint64_t *pump_counts(const pump *p) { return p->counts; }
@@ -469,7 +540,7 @@ const uint64_t *pump_counts(const pump *p) { return p->counts; }
 uint64_t pump_compute_nanoseconds(const pump *p) { return p->compute_nanoseconds; }
 
 uint64_t pump_served_at(const pump *p, int fd) {
-    return fd >= 0 && (size_t)fd < p->fds ? p->served_at[fd] : 0;
+    return fd >= 0 && (size_t)fd < p->fds ? p->lines[fd].served_at : 0;
 }
 
 const uint8_t *pump_last_request(const pump *p, size_t *length, int *fd) {

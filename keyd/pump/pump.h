@@ -4,6 +4,9 @@
  * It knows the fixed shapes of three requests and their good answers. A request that is not exactly of such a shape,
  * whose key it has not been told, or whose answer would be a refusal, is not its business: the bytes go to Python, and
  * Python decides, answers, logs. So there is one set of rules, and this is a short cut through it.
+ *
+ * No answer leaves without a record: computing and sending are two calls, and between them Python writes the uses that
+ * the first has collected into the journal. If it cannot, the second sends nothing, and all that was read is Python's.
  */
 #ifndef KEYD_PUMP_H
 #define KEYD_PUMP_H
@@ -28,6 +31,11 @@
 /* Readiness taken at once; the rest is reported again. */
 #define PUMP_MAX_EVENTS 1024
 
+/* One use record of the journal: method and status (2 bytes each), connection, terminal and key (4 bytes each), all
+ * big-endian, and the card's identifier (16 bytes), as much of it as the journal is to have. */
+#define PUMP_USE_BYTES 32
+#define PUMP_CARD_ID_BYTES 16
+
 /* The longest good answer: [1, msgid, nil, [reply 16, APDU 21, [REGION_MISMATCH]]]. */
 #define PUMP_MAX_ANSWER 80
 
@@ -45,7 +53,8 @@ typedef struct {
 typedef struct {
     arena_handle city;
     arena_algorithm algorithm;
-    uint8_t key_id; /* P2 of EXTERNAL AUTHENTICATE. */
+    uint8_t key_id;      /* P2 of EXTERNAL AUTHENTICATE. */
+    uint32_t key_number; /* The key's in the journal. */
 } pump_route;
 
 /* Something for Python: an event that is not the pump's, or what a connection said beyond the hot requests. */
@@ -57,7 +66,12 @@ typedef struct {
     size_t length;
     const uint8_t *unsent; /* Answers that did not leave. */
     size_t unsent_length;
+    size_t held; /* How many answers the unsent are, if they were to be held; else 0. */
 } pump_rest;
+
+/* What becomes of the answers of a part: they leave; or Python keeps them until the disk has their records; or there
+ * are none, because they could not be recorded. */
+typedef enum { PUMP_SEND = 0, PUMP_HOLD, PUMP_REFUSE } pump_verdict;
 
 typedef struct pump pump;
 
@@ -70,9 +84,15 @@ typedef struct {
 pump *pump_new(int epoll_fd, pump_cards cards);
 void pump_free(pump *p);
 
+/* Collect uses from now on: the numbers of the methods by kind, and how many bytes of a card's identifier to keep, at
+ * most PUMP_CARD_ID_BYTES; the others are zeros. */
+void pump_record(pump *p, const uint16_t methods[PUMP_KINDS], size_t card_id_bytes);
+
 /* Let the pump serve a connection, or no more. It is to be admitted only while Python holds nothing of it: no bytes
- * unparsed, no answers unsent, and an authenticated terminal. Returns 0, or -1 without memory. */
-int pump_admit(pump *p, int fd);
+ * unparsed, no answers unsent (held ones are not in the way: a pump whose answers are held sends none), and an
+ * authenticated terminal. The numbers are the connection's and the terminal's in the journal. Returns 0, or -1 without
+ * memory. */
+int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal);
 void pump_dismiss(pump *p, int fd);
 
 /* Tell the pump a key. If it knows as many as it can, it lets go of all the others first and returns -1, else 0: most of
@@ -83,9 +103,14 @@ void pump_forget(pump *p);
 /* Take readiness from epoll without waiting. Returns the number of events. */
 int pump_poll(pump *p);
 
-/* Serve the next part of what was polled. Returns the number of rests, which stand in *rests until the next call;
- * *is_done is set after the last part. */
-size_t pump_part(pump *p, const pump_rest **rests, int *is_done);
+/* Read, decode and compute the next part of what was polled. Returns the number of uses that are to be recorded, which
+ * stand in *uses, in the order of the answers of each connection, until the next call; 0 without pump_record. With
+ * `hands_up` no key is touched, and everything that is read will be handed up. */
+size_t pump_part(pump *p, int hands_up, const uint8_t **uses);
+
+/* Encode and send the answers of that part. Returns the number of rests, which stand in *rests until the next call of
+ * pump_part; *is_done is set after the last part. */
+size_t pump_finish(pump *p, pump_verdict verdict, const pump_rest **rests, int *is_done);
 
 /* Counted since the last call of pump_poll, by kind, and how long was computed, in nanoseconds. */
 const uint64_t *pump_counts(const pump *p);

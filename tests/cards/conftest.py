@@ -14,15 +14,16 @@ from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.crypto.secret import SecretKey
 from keyd.errors import Refusal
-from keyd.keys.block import KeyHeader
+from keyd.keys.block import KEY_ID_BYTES, KeyPlace
 from keyd.keys.hierarchy import CardKey, city_key, root_key
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import synthetic
+from keyd.keys.roots import active_root, synthetic
 from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from keyd.cards.profile import ProfileKey
     from keyd.keys.sam import Sam, Steps
 
 T = TypeVar("T")
@@ -68,9 +69,10 @@ class Bench:
         generation: int = 3,
         card_id: bytes = CARD_ID,
         historical: bytes = HISTORICAL,
+        key_version: int = 0,
     ) -> Card:
         """Return a card, by default the one of Chengdu with SM4."""
-        return identify(self.profiles, card_id, historical, algorithm, generation)
+        return identify(self.profiles, card_id, historical, algorithm, generation, key_version)
 
     def profile(self, generation: int = 3) -> Profile:
         """Return a generation's profile."""
@@ -84,15 +86,21 @@ class Bench:
         return city.diversify(card.diversifier)
 
     def ring_of(
-        self, algorithm: Algorithm, material: bytes, levels: int, addresses: Iterable[int]
+        self, algorithm: Algorithm, material: bytes, levels: int, keys: Iterable[ProfileKey]
     ) -> KeyRing:
         """Return a ring with one root in all of these roles, as the worked examples have it."""
         return KeyRing(
             (
-                KeyHeader(address, "ROOT", 1, algorithm, levels, key.kcv()),
+                active_root(
+                    KeyPlace(role.address, "ROOT", role.set, algorithm, role.use),
+                    levels,
+                    key,
+                    role.address.to_bytes(KEY_ID_BYTES, "big"),
+                    "a worked example",
+                ),
                 key,
             )
-            for address in addresses
+            for role in keys
             for key in (SecretKey.load(algorithm, material),)
         )
 
@@ -121,7 +129,10 @@ class Worked:
             CardAlgorithm.SM4 if sixteen else CardAlgorithm.DES, 3, card_id, historical
         )
         self.ring = bench.ring_of(
-            algorithm, bytes.fromhex(example["root"]), example["levels"], self.card.profile.keys
+            algorithm,
+            bytes.fromhex(example["root"]),
+            example["levels"],
+            self.card.profile.keys.values(),
         )
 
     def run(self, steps: Steps[T]) -> T:

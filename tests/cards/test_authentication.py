@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from keyd.cards import authentication
 from keyd.cards.authentication import Exchange, verify_cryptogram
-from keyd.cards.profile import Use
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import AlgorithmNotSupported, CardNotAuthentic, KeyNotFound, KeyUsageRefused
+from keyd.keys.block import Use
 
 if TYPE_CHECKING:
     from keyd.cards.identity import Card

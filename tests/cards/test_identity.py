@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from keyd.cards.identity import Warned, historical_of, identify
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import AlgorithmNotSupported, BadParameter, CardDataInconsistent, Refusal
+from keyd.keys.block import Use
+from keyd.keys.sam import purpose_of
 
 if TYPE_CHECKING:
     from keyd.cards.identity import Card
@@ -173,6 +175,21 @@ def test_no_refusal_repeats_whose_card_it_is(bench: Bench) -> None:
 
 def test_a_card_names_its_keys_for_a_sam(bench: Bench) -> None:
     card = bench.card(CardAlgorithm.DES)
-    ref = card.key(0x0173)
+    ref = card.key(0x0173, Use.MESSAGING)
     assert (ref.address, ref.algorithm, ref.region) == (0x0173, CardAlgorithm.DES, "510100")
     assert ref.diversifier == bench.historical[5:]
+    assert purpose_of(ref.purpose) == (Use.MESSAGING, False, 0)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 0xFFFF])
+@pytest.mark.parametrize("use", list(Use))
+def test_a_card_asks_for_the_version_that_it_was_made_with(
+    bench: Bench, use: Use, version: int
+) -> None:
+    card = identify(
+        bench.profiles, SAMPLE_ID, SAMPLE_HISTORICAL, CardAlgorithm.SM4, 3, key_version=version
+    )
+    for is_verifying in (False, True):
+        ref = card.key(0x0170, use, is_verifying=is_verifying)
+        assert purpose_of(ref.purpose) == (use, is_verifying, version)
+        assert 0 <= ref.purpose < 1 << 24

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyd.cards import messaging
-from keyd.cards.profile import Use
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import BadParameter, CommandNotAllowed, KeyNotFound, KeyUsageRefused, TooLarge
+from keyd.keys.block import Use
 
 if TYPE_CHECKING:
     from keyd.cards.identity import Card

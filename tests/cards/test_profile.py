@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from keyd.cards.profile import Use, newest
+from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.errors import BadParameter, CommandNotAllowed, KeyNotFound, KeyUsageRefused
+from keyd.keys.block import Use
 from keyd.keys.hierarchy import card_diversifier, card_diversifier_old
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ WRONG: Final = {
     "unknown diversifier": (FIRST, "historical-6-13", "historical-0-7", "historical-0-7"),
     "unknown amount": (FIRST, '"pooled_fund"]', '"pool"]', "pool"),
     "unknown use": (FIRST, 'use = "debit"', 'use = "credit"', "credit"),
+    "use of no card": (FIRST, 'use = "debit"', 'use = "transport"', "transport"),
     "key id too large": (FIRST, "card_key_id = 0x82", "card_key_id = 0x182", "card_key_id"),
     "key without use": (FIRST, 'DTK = { use = "tac" }', "DTK = {}", "use"),
     "key without address": (FIRST, "DTK = {", 'XXK = { use = "tac" }\nDTK = {', "XXK"),

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pty
-import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import typer
+from msgspec.structs import replace
+from rich.console import Console
+from typer.core import TyperGroup
 
-from keyd.keys import sealed
+from keyd.cli.main import app
+from keyd.cli.status import _key_table
+from keyd.crypto.algorithms import IN_SOFTWARE
+from keyd.keys.block import Domain, KeyState, Tier, Use
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import TABLE
+from keyd.protocol.messages.daemon import KeyReport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.conftest import RunningDaemon, StartDaemon
 
 KEYD = Path(sys.executable).with_name("keyd")
@@ -28,7 +37,7 @@ CARD = [
 ]
 
 
-def keyd(*arguments: str, text: str = "", status: int = 0) -> str:
+def keyd(*arguments: str, text: str = "", status: int = 0, columns: int = 200) -> str:
     """Run keyd; return what it printed, or on failure what it said."""
     ended = subprocess.run(
         [KEYD, *arguments],
@@ -37,7 +46,7 @@ def keyd(*arguments: str, text: str = "", status: int = 0) -> str:
         text=True,
         timeout=60,
         check=False,
-        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
+        env=os.environ | {"COLUMNS": str(columns), "NO_COLOR": "1"},
     )
     assert ended.returncode == status, ended
     assert "Traceback" not in ended.stderr
@@ -55,9 +64,29 @@ def test_the_version_is_told() -> None:
     assert keyd("--version").startswith("keyd 0.")
 
 
-@pytest.mark.parametrize("command", ["demo", "status", "call", "init", "selftest", "serve"])
-def test_every_command_has_help(command: str) -> None:
-    assert len(keyd(command, "--help")) > 200
+def commands_below(group: TyperGroup, *path: str) -> Iterator[tuple[str, ...]]:
+    """Yield every command as it is typed."""
+    for name, command in group.commands.items():
+        if isinstance(command, TyperGroup):
+            yield from commands_below(command, *path, name)
+        else:
+            yield *path, name
+
+
+COMMANDS = list(commands_below(cast("TyperGroup", typer.main.get_command(app))))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: tuple[str, ...]) -> None:
+    shown = keyd(*command, "--help", columns=100)
+    assert len(shown) > 200
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_wrong_usage_has_an_exit_status_of_its_own() -> None:
+    assert "--config" in keyd("init", status=2)
+    assert "KEYD_OFFICER" in keyd("approve", "00" * 8, "--domain", "SOCIAL", status=2)
+    assert "No such command" in keyd("nonsense", status=2)
 
 
 def test_the_self_test_passes_and_is_shown() -> None:
@@ -121,6 +150,71 @@ def test_status_shows_keys_by_check_value(daemon: RunningDaemon) -> None:
     assert {len(key["kcv"]) for key in state["keys"]} == {6}
 
 
+def a_report(**changes: Any) -> KeyReport:
+    report = KeyReport(
+        addresses=(0x0170,),
+        name="RKSSSE",
+        set=1,
+        algorithm="SM4",
+        levels=3,
+        kcv=b"\x12\x34\x56",
+        key_id=bytes(range(16)),
+        domain="SOCIAL",
+        tier="national",
+        use="internal",
+        version=1,
+        state="active",
+    )
+    return replace(report, **changes)
+
+
+def test_the_table_of_keys_is_readable_at_100_columns() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    longest = a_report(
+        addresses=tuple(range(0xFFF0, 0x10000)),
+        name="N" * 32,
+        set=3,
+        version=0xFFFF,
+        algorithm=max((a.value for a in IN_SOFTWARE), key=len),
+        domain=max(Domain, key=len),
+        tier=max(Tier, key=len),
+        use=max(Use, key=len),
+        state=max(KeyState, key=len),
+    )
+    console.print(_key_table([a_report(), longest, a_report(name="[red]x", addresses=())]))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "…" not in shown
+    # What is short stands whole on one line; what is long is all there.
+    lines = shown.splitlines()
+    assert any(
+        " ".join(line.split())
+        == "SOCIAL/00010203 0170 RKSSSE 1 1 SM4 national internal active 123456"
+        for line in lines
+    )
+    (line,) = (line for line in lines if longest.state in line)
+    for whole in ("FINANCE/00010203", "65535", "3DES", "provincial", "starting-day", "123456"):
+        assert whole in line.split()
+    assert all(f"{address:04X}" in shown for address in longest.addresses)
+    assert shown.count("N") - "FINANCE".count("N") == 32
+    assert "[red]x" in shown
+
+
+def test_status_at_100_columns_cuts_nothing_off(daemon: RunningDaemon) -> None:
+    shown = keyd("status", "--dev", "--connect", daemon.address, columns=100)
+    assert "…" not in shown
+    rows = [line for line in shown.splitlines() if line.lstrip().startswith("SOCIAL/")]
+    state = json.loads(keyd("status", "--dev", "--connect", daemon.address, "--json"))
+    assert len(rows) == len(state["keys"]) == 310
+    for row, key in zip(rows, state["keys"], strict=True):
+        assert row.split() == [
+            f"{key['domain']}/{key['key_id'][:8].lower()}",
+            *(f"{address:04X}" for address in key["addresses"]),
+            *(str(key[name]) for name in ("name", "set", "version", "algorithm", "tier", "use")),
+            *(key["state"], key["kcv"]),
+        ]
+
+
 def test_status_needs_no_terminal_on_the_unix_socket(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -147,86 +241,6 @@ def test_a_terminal_key_comes_from_a_private_file(daemon: RunningDaemon, tmp_pat
 def test_nobody_there_is_a_sentence(tmp_path: Path) -> None:
     assert "cannot connect" in sentence("status", "--dev", "--connect", f"unix:{tmp_path}/none")
     assert "no address" in sentence("status", "--dev", "--connect", "nonsense")
-
-
-# init -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def passphrase_file(tmp_path: Path) -> Path:
-    """Return a private file with a synthetic passphrase."""
-    file = tmp_path / "passphrase"
-    file.write_text("a synthetic passphrase\n")
-    file.chmod(0o600)
-    return file
-
-
-def test_init_makes_random_roots_and_shows_check_values_only(
-    tmp_path: Path, passphrase_file: Path
-) -> None:
-    made = []
-    for name in ("one", "two"):
-        out = tmp_path / name
-        arguments = ["--out", str(out), "--passphrase-file", str(passphrase_file), "--json"]
-        shown = json.loads(keyd("init", *arguments, "--algorithm", "sm4", "--levels", "2"))
-        keys = sealed.unseal(out.read_bytes(), b"a synthetic passphrase")
-        assert [header.kcv.hex().upper() for header, _ in keys] == [row["kcv"] for row in shown]
-        assert {header.levels for header, _ in keys} == {2}
-        assert len(keys) == 155
-        assert stat.S_IMODE(out.stat().st_mode) == 0o600
-        made.append({row["kcv"] for row in shown})
-    assert not made[0] & made[1]
-
-
-def test_init_never_overwrites(tmp_path: Path, passphrase_file: Path) -> None:
-    out = tmp_path / "roots"
-    out.write_text("precious")
-    said = sentence("init", "--out", str(out), "--passphrase-file", str(passphrase_file))
-    assert "never overwritten" in said
-    assert out.read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["passphrase", "roots"]
-
-
-def test_init_wants_a_long_private_passphrase(tmp_path: Path, passphrase_file: Path) -> None:
-    arguments = ["init", "--out", str(tmp_path / "x"), "--passphrase-file", str(passphrase_file)]
-    passphrase_file.write_text("short")
-    assert "less than 12 bytes" in sentence(*arguments)
-    passphrase_file.write_text("")
-    assert "is empty" in sentence(*arguments)
-    passphrase_file.chmod(0o640)
-    assert "chmod 600" in sentence(*arguments)
-    assert not (tmp_path / "x").exists()
-
-
-def test_init_asks_for_the_passphrase_without_echo(tmp_path: Path) -> None:
-    out = tmp_path / "roots"
-    assert "differ" in typed(out, "a synthetic passphrase", "another passphrase")
-    assert not out.exists()
-    shown = typed(out, "a synthetic passphrase", "a synthetic passphrase")
-    assert "synthetic" not in shown.replace(str(out), "")
-    assert len(sealed.unseal(out.read_bytes(), b"a synthetic passphrase")) == 310
-
-
-def typed(out: Path, *answers: str) -> str:
-    """Run keyd init on a terminal of its own and type; return everything that stood on the screen."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(KEYD, [str(KEYD), "init", "--out", str(out)])
-    screen = b""
-    waiting = list(answers)
-    while True:
-        try:
-            data = os.read(terminal, 65536)
-        except OSError:
-            break
-        if not data:
-            break
-        screen += data
-        if data.rstrip().endswith(b":") and waiting:
-            os.write(terminal, waiting.pop(0).encode() + b"\n")
-    os.waitpid(pid, 0)
-    os.close(terminal)
-    return screen.decode()
 
 
 # demo -----------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def ask() -> Ask:
         _msgid, data = client.ask(command.method, request)
         server.receive_data_untrusted(data)
         (asked,) = server.next_asks_untrusted(10)
-        (answered,) = dispatch.run([(session, asked)])
+        (answered,) = dispatch.run([(session, asked)]).answers
         assert not isinstance(answered, Slow)
         (answer,) = client.receive_data_untrusted(answered)
         if answer.refusal is not None:

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 import pytest
@@ -15,16 +15,14 @@ from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
 from keyd.client import parse_address
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.keys import sealed
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.proof import terminal_proof
+from tests.founded import founded_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-PASSPHRASE: Final = b"synthetic passphrase"
 
 
 class RawPeer:
@@ -105,14 +103,12 @@ class WriteConfig(Protocol):
 
 @pytest.fixture
 def write_config(tmp_path: Path) -> WriteConfig:
-    """Write keyd.toml and what it names into the test's folder; `lines` are put at its end."""
+    """Write keyd.toml and what it names into the test's folder; `lines` are put at its end, in [audit]."""
 
     def write(*lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]:
-        key_file = tmp_path / "roots.sealed"
-        if not key_file.exists():
+        if not (tmp_path / "keyd.db").exists():
             keys = synthetic(newest(load_profiles()).key_places([CardAlgorithm.SM4]))
-            sealed.write_new(key_file, sealed.seal(keys, PASSPHRASE, secrets.token_bytes))
-            write_private(tmp_path / "passphrase", PASSPHRASE.decode())
+            founded_store(tmp_path, keys)
         write_private(
             tmp_path / "terminals.toml",
             "".join(
@@ -123,15 +119,20 @@ def write_config(tmp_path: Path) -> WriteConfig:
         config = tmp_path / "keyd.toml"
         config.write_text(
             f"""
-            [keys]
-            sealed_file = "{key_file}"
-            passphrase_file = "{tmp_path / "passphrase"}"
+            [store]
+            url = "sqlite:///{tmp_path / "keyd.db"}"
+            [seal]
+            credential = "{tmp_path / "seal.credential"}"
+            [custody]
+            socket = "{tmp_path / "admin.sock"}"
             [terminals]
             file = "{tmp_path / "terminals.toml"}"
             [listen]
             tcp = ["127.0.0.1:0"]
             unix = "{tmp_path / "keyd.sock"}"
             operations = "127.0.0.1:0"
+            [audit]
+            folder = "{tmp_path / "journal"}"
             """
             + "\n".join(lines)
         )

@@ -74,13 +74,49 @@ def test_missing_and_broken_files_are_said(write_config: WriteConfig, tmp_path: 
     assert "no TOML" in start_and_fail(*arguments)
     config.write_text(good)
 
-    passphrase = tmp_path / "passphrase"
-    passphrase.write_text("another one")
-    assert "passphrase is wrong" in start_and_fail(*arguments)
-    passphrase.chmod(0o644)
+    terminals = tmp_path / "terminals.toml"
+    terminals.chmod(0o644)
     assert "chmod 600" in start_and_fail(*arguments)
-    passphrase.unlink()
+    terminals.unlink()
     assert "cannot be read" in start_and_fail(*arguments)
+
+
+def test_a_store_that_is_missing_or_no_store_is_said(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    arguments = write_config()
+    store = tmp_path / "keyd.db"
+    store.rename(tmp_path / "elsewhere.db")
+    # Somebody may found it, or bring the database back: starting again may help.
+    said = start_and_fail(*arguments, status=1)
+    assert "store" in said
+    assert not store.exists(), "a daemon founds nothing"
+    store.write_bytes(b"no database at all\n" * 1000)
+    store.chmod(0o600)
+    said = start_and_fail(*arguments, status=1)
+    assert str(store) in said or "store" in said
+    store.unlink()
+    (tmp_path / "elsewhere.db").rename(store)
+
+
+def test_what_is_wrong_with_a_keeper_leaves_keyd_sealed_and_said(
+    start_daemon: StartDaemon, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    # People with shares can still open it: a daemon that does not start would be no help to them.
+    arguments = write_config()
+    credential = tmp_path / "seal.credential"
+    good = credential.read_text()
+    credential.write_text("5A" * 16)
+    daemon = start_daemon(*arguments)
+    assert daemon.ready["sealed"]
+    assert daemon.wait_for("unsealing_refused")["detail"]
+    daemon.terminate()
+    credential.chmod(0o644)
+    daemon = start_daemon(*arguments)
+    assert daemon.ready["sealed"]
+    said = daemon.wait_for("keeper_unusable")["detail"]
+    assert "chmod 600" in said
+    assert good not in daemon.output
 
 
 def test_a_limit_that_the_system_does_not_grant_is_said(

@@ -156,8 +156,9 @@ def test_metrics_tell_what_happened(daemon: RunningDaemon, raw: Connect) -> None
 
 
 def test_histograms_are_cumulative_and_agree_with_the_counts(
-    daemon: RunningDaemon, raw: Connect
+    start_daemon: StartDaemon, raw: Connect, tmp_path: Path
 ) -> None:
+    daemon = start_daemon("--journal", str(tmp_path / "journal"), "--durability", "fsync")
     make_traffic(daemon, raw)
     families = metrics(daemon)
     histograms = {name: family for name, family in families.items() if family.type == "histogram"}
@@ -165,6 +166,8 @@ def test_histograms_are_cumulative_and_agree_with_the_counts(
         "keyd_request_duration_seconds",
         "keyd_request_compute_seconds",
         "keyd_tick_requests",
+        "keyd_journal_append_seconds",
+        "keyd_journal_sync_seconds",
     }
     for name, family in histograms.items():
         buckets = [
@@ -451,7 +454,7 @@ def test_a_pin_is_nowhere_however_it_is_refused(
 
 def test_no_key_is_in_the_metrics_or_the_log(daemon: RunningDaemon, raw: Connect) -> None:
     peer = make_traffic(daemon, raw)
-    addresses = [key[0] for key in peer.ask("daemon.status")[3][6]]
+    addresses = [address for key in peer.ask("daemon.status")[3][6] for address in key[0]]
     keys = [synthetic_root(address, algorithm) for address in addresses for algorithm in SOFTWARE]
     keys.append(synthetic_terminal_key("DEV-0001"))
     exposed = ask(daemon.operations, "/metrics")[1]
@@ -474,6 +477,7 @@ def test_prometheus_takes_the_alerts() -> None:
 
 
 REQUESTS: Final = 'keyd_requests_total{job="keyd",instance="a",method="m",status="%s"}'
+SYNC: Final = 'keyd_journal_sync_seconds_bucket{job="keyd",instance="a",le="%s"}'
 BUCKET: Final = 'keyd_request_duration_seconds_bucket{job="keyd",instance="a",le="%s"}'
 
 HEALTHY: Final = {
@@ -490,6 +494,11 @@ HEALTHY: Final = {
     BUCKET % "0.001": "0+9990x60",
     BUCKET % "0.1": "0+10000x60",
     BUCKET % "+Inf": "0+10000x60",
+    'keyd_journal_available{job="keyd",instance="a"}': "1x60",
+    'keyd_journal_failures_total{job="keyd",instance="a"}': "0x60",
+    SYNC % "0.01": "0+10000x60",
+    SYNC % "0.1": "0+10000x60",
+    SYNC % "+Inf": "0+10000x60",
 }
 
 
@@ -510,6 +519,18 @@ HEALTHY: Final = {
                     "1000x46 1001x3 1002x3 1003x8"
                 )
             },
+        ),
+        (
+            "KeydJournalUnavailable",
+            {'keyd_journal_available{job="keyd",instance="a"}': "1x50 0x10"},
+        ),
+        (
+            "KeydJournalFailsAgainAndAgain",
+            {'keyd_journal_failures_total{job="keyd",instance="a"}': "0x50 3x1 6x9"},
+        ),
+        (
+            "KeydJournalSlow",
+            {SYNC % "0.01": "0x60", SYNC % "0.1": "0+9000x60", SYNC % "0.25": "0+10000x60"},
         ),
         # One fault, of a method that had none before.
         ("KeydInternalErrors", {REQUESTS % "INTERNAL": "_x55 1x5"}),

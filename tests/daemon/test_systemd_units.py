@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from keyd.config import LimitsConfig, Listen, load_config
-from keyd.daemon import SPARE_DESCRIPTORS
+from keyd.config import CustodyConfig, LimitsConfig, Listen, load_config
 from keyd.hub import LINGER_SECONDS
+from keyd.listening import SPARE_DESCRIPTORS
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
@@ -100,6 +100,31 @@ def test_a_soft_unit_would_be_noticed(units: Path) -> None:
     assert scored.returncode != 0
 
 
+def test_the_credential_that_opens_the_seal_is_one_line_away(units: Path) -> None:
+    """The option stands in the unit as a comment; systemd takes it, and it costs no exposure."""
+    service = units / "keyd.service"
+    text = service.read_text()
+    option = "# LoadCredentialEncrypted="
+    assert text.count(option) == 1
+    service.write_text(text.replace(option, option.removeprefix("# ")))
+    verified = run("systemd-analyze", "verify", service)
+    assert [line for line in verified.stderr.splitlines() if "keyd" in line] == []
+    exposures = [
+        run("systemd-analyze", "security", "--offline=true", unit).stdout.splitlines()[-1]
+        for unit in (service, UNITS / "keyd.service")
+    ]
+    assert exposures[0] == exposures[1]
+    # It is handed over under the name that conf/keyd.toml looks for.
+    name, _, source = Unit(service)["Service"]["LoadCredentialEncrypted"].partition(":")
+    assert f'"$CREDENTIALS_DIRECTORY/{name}"' in (ROOT / "conf" / "keyd.toml").read_text()
+    assert source.startswith("/etc/keyd/")
+
+
+def test_nothing_of_keyd_is_swapped_or_dumped() -> None:
+    service = Unit(UNITS / "keyd.service")["Service"]
+    assert (service["MemorySwapMax"], service["LimitCORE"]) == ("0", "0")
+
+
 def test_sysusers_file_is_understood() -> None:
     dry = run("systemd-sysusers", "--dry-run", UNITS / "keyd.sysusers")
     assert dry.returncode == 0, dry.stderr
@@ -138,11 +163,30 @@ def test_the_socket_unit_opens_what_keyd_would() -> None:
     assert listeners == [*Listen().tcp, "/run/keyd/keyd.sock"]
 
 
-def test_the_unit_hands_over_what_the_configuration_names() -> None:
+def test_the_units_leave_the_administrations_socket_to_keyd() -> None:
+    # A socket that systemd opened would be the public ones' equal: their mode, and no administration.
+    socket_path = CustodyConfig().socket
+    assert socket_path not in (UNITS / "keyd.socket").read_text(encoding="utf-8")
+    service = Unit(UNITS / "keyd.service")["Service"]
+    assert socket_path.startswith(f"/run/{service['RuntimeDirectory']}/")
+    assert service["RuntimeDirectoryMode"] == "0750"
+
+
+def test_keyd_is_handed_no_secret_unless_somebody_asks_for_it() -> None:
+    # People unseal it. Whoever wants it to unseal itself uncomments a credential that is encrypted.
+    service = Unit(UNITS / "keyd.service")["Service"]
+    assert not [name for name in service if name.startswith(("LoadCredential", "SetCredential"))]
+    text = (UNITS / "keyd.service").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("# LoadCredential")]
+    name, _, source = line.removeprefix("# LoadCredentialEncrypted=").partition(":")
+    assert source.startswith("/etc/keyd/")
+    shipped = (ROOT / "conf" / "keyd.toml").read_text(encoding="utf-8")
+    assert f'#   credential = "$CREDENTIALS_DIRECTORY/{name}"' in shipped
+
+
+def test_the_unit_has_the_folders_that_the_configuration_names() -> None:
     config = load_config(ROOT / "conf" / "keyd.toml")
     service = Unit(UNITS / "keyd.service")["Service"]
-    credential, _, source = service["LoadCredential"].partition(":")
-    assert config.keys.passphrase_file == f"$CREDENTIALS_DIRECTORY/{credential}"
-    assert source.startswith("/etc/keyd/")
-    assert config.keys.sealed_file.startswith(f"/var/lib/{service['StateDirectory']}/")
+    assert config.store.url.startswith(f"sqlite:////var/lib/{service['StateDirectory']}/")
+    assert config.audit.folder.startswith(f"/var/lib/{service['StateDirectory']}/")
     assert service["ExecStart"].endswith(" serve --config /etc/keyd/keyd.toml")

@@ -1,4 +1,7 @@
-"""A key ring answers a batch item by item, in order; no item spoils another, and no key answers for another."""
+"""A key ring answers a batch item by item, in order; no item spoils another, and no key answers for another.
+
+What a key's header allows is decided in `test_ring_decisions.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from keyd.crypto.algorithms import KEY_BYTES, Algorithm, CardAlgorithm
 from keyd.crypto.native._core import CardKernel
@@ -20,13 +24,25 @@ from keyd.errors import (
     TooLarge,
 )
 from keyd.keys import ring as ring_module
-from keyd.keys.block import KeyHeader
+from keyd.keys.block import KEY_ID_BYTES, KeyPlace, Use
 from keyd.keys.hierarchy import CardKey, Region, city_key, root_key
 from keyd.keys.ring import KeyRing
-from keyd.keys.sam import CardKeyRef, CryptogramTask, MacTask, ProtectTask, Sam, SamTask, TacTask
+from keyd.keys.roots import active_root
+from keyd.keys.sam import (
+    CardKeyRef,
+    CryptogramTask,
+    MacTask,
+    ProtectTask,
+    Sam,
+    SamTask,
+    TacTask,
+    purpose,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from keyd.keys.block import KeyHeader
 
 FACTOR: Final = bytes.fromhex("0102030405060708")
 CHALLENGE: Final = bytes.fromhex("1112131415161718")
@@ -52,7 +68,9 @@ def material(address: int, algorithm: Algorithm) -> bytes:
 
 def entry(address: int, algorithm: Algorithm, levels: int = 3) -> tuple[KeyHeader, SecretKey]:
     key = SecretKey.load(algorithm, material(address, algorithm))
-    return KeyHeader(address, f"K{address:04X}", 1, algorithm, levels, key.kcv()), key
+    place = KeyPlace(address, f"K{address:04X}", 1, algorithm, Use.INTERNAL)
+    key_id = sm3(key.kcv())[:KEY_ID_BYTES]
+    return active_root(place, levels, key, key_id, "a test"), key
 
 
 # A DES card's STK is single-length; the other keys have both halves.
@@ -77,7 +95,7 @@ def ref(
     region: Region = CHENGDU,
     diversifier: bytes = DIVERSIFIER,
 ) -> CardKeyRef:
-    return CardKeyRef(address, algorithm, region, diversifier)
+    return CardKeyRef(address, algorithm, region, diversifier, purpose(Use.INTERNAL))
 
 
 def card_key(key: CardKeyRef, levels: int = 3) -> CardKey:
@@ -198,9 +216,13 @@ def test_the_number_of_levels_is_each_keys_own(levels: int) -> None:
 # --- what is in the ring
 
 
+def other_id(made: tuple[KeyHeader, SecretKey]) -> tuple[KeyHeader, SecretKey]:
+    return replace(made[0], key_id=bytes(KEY_ID_BYTES)), made[1]
+
+
 def test_two_keys_at_one_place_are_refused() -> None:
     with pytest.raises(ValueError, match="two keys for address 0170"):
-        KeyRing([entry(IRK, Algorithm.SM4), entry(IRK, Algorithm.SM4)])
+        KeyRing([entry(IRK, Algorithm.SM4), other_id(entry(IRK, Algorithm.SM4))])
     # To a DES card, a 3DES and a DES key at one address are one place.
     with pytest.raises(ValueError, match="two keys for address 0173"):
         KeyRing([entry(STK, Algorithm.TDES), entry(STK, Algorithm.DES)])
@@ -208,14 +230,14 @@ def test_two_keys_at_one_place_are_refused() -> None:
 
 def test_the_headers_are_listed_by_address_and_algorithm(ring: KeyRing) -> None:
     reverse = KeyRing(entry(*place) for place in reversed(ENTRIES))
-    listed = [(header.address, header.algorithm) for header in ring.headers]
+    listed = [(header.addresses, header.algorithm) for header in ring.headers]
     assert listed == [
-        (DTK, Algorithm.TDES),
-        (DTK, Algorithm.SM4),
-        (IRK, Algorithm.TDES),
-        (IRK, Algorithm.SM4),
-        (STK, Algorithm.DES),
-        (STK, Algorithm.SM4),
+        ((DTK,), Algorithm.TDES),
+        ((DTK,), Algorithm.SM4),
+        ((IRK,), Algorithm.TDES),
+        ((IRK,), Algorithm.SM4),
+        ((STK,), Algorithm.DES),
+        ((STK,), Algorithm.SM4),
     ]
     assert reverse.headers == ring.headers
     assert KeyRing([]).headers == ()

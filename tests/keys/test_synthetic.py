@@ -6,10 +6,10 @@ from typing import Final
 
 import pytest
 
-from keyd.crypto.algorithms import IN_SOFTWARE, KEY_BYTES, Algorithm
+from keyd.crypto.algorithms import IN_SOFTWARE, Algorithm
 from keyd.crypto.sm3 import sm3
-from keyd.keys.block import KeyPlace
-from keyd.keys.roots import generate, synthetic
+from keyd.keys.block import KeyPlace, KeyState, Tier, Use
+from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root, synthetic_terminal_key
 
 # Simulators in the field were made with these: they never change.
@@ -50,31 +50,19 @@ def test_every_terminal_key_is_another() -> None:
 
 def places() -> list[KeyPlace]:
     return [
-        KeyPlace(0x0170, "IRK", 1, Algorithm.SM4),
-        KeyPlace(0x0171, "IRK", 2, Algorithm.TDES),
-        KeyPlace(0x0173, "STKSSSE", 1, Algorithm.DES),
+        KeyPlace(0x0170, "IRK", 1, Algorithm.SM4, Use.INTERNAL),
+        KeyPlace(0x0171, "IRK", 2, Algorithm.TDES, Use.INTERNAL),
+        KeyPlace(0x0173, "STKSSSE", 1, Algorithm.DES, Use.MESSAGING),
     ]
 
 
 def test_synthetic_keys_stand_where_they_were_wanted() -> None:
     keys = synthetic(places())
     for place, (header, key) in zip(places(), keys, strict=True):
-        assert (header.address, header.name, header.set) == (place.address, place.name, place.set)
+        assert header.addresses == (place.address,)
+        assert (header.name, header.set, header.use) == (place.name, place.set, place.use)
+        assert (header.state, header.tier) == (KeyState.ACTIVE, Tier.NATIONAL)
+        assert not header.ceiling
         assert header.algorithm is key.algorithm is place.algorithm
         assert header.levels == SYNTHETIC_LEVELS == 3
         assert header.kcv == key.kcv()
-
-
-@pytest.mark.parametrize("levels", [1, 2, 3])
-def test_generated_keys_take_as_many_random_bytes_as_they_have(levels: int) -> None:
-    asked: list[int] = []
-
-    def random_bytes(size: int) -> bytes:
-        asked.append(size)
-        return sm3(bytes([len(asked)]))[:size]
-
-    keys = generate(places(), levels, random_bytes)
-    assert asked == [KEY_BYTES[place.algorithm] for place in places()]
-    assert {header.levels for header, _ in keys} == {levels}
-    assert len({key.kcv() for _, key in keys}) == 3
-    assert all(header.kcv == key.kcv() for header, key in keys)

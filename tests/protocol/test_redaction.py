@@ -25,6 +25,8 @@ TEXTS: Final = {
     "text": "03|0090|CANARY-TEXT|",
     "step1": "CANARY-1",
     "step2": "C2-RY",
+    "name": "CANARY-NAME",
+    "share": "CANARY-SHARE",
 }
 
 # How much of a value must be in a text before it counts as shown. Masks may show three bytes.
@@ -101,7 +103,7 @@ def planted(message: type[Struct], prefix: str = "") -> tuple[Any, list[Canary]]
             case types.VarTupleType():
                 value = ("REGION_MISMATCH",)
             case _:
-                value = {"requests": 1}
+                value = {f"requests of {name}": 1}
         fields[field.name] = value
         if rule_of(field.type) != "show":
             canaries.append(Canary(name, tuple(spellings(value))))

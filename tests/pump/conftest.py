@@ -25,10 +25,11 @@ from keyd.crypto.algorithms import CardAlgorithm
 from keyd.dispatch import Dispatch
 from keyd.errors import RemoteProtocolError, Status
 from keyd.handlers.services import Services
+from keyd.keys.block import Use
 from keyd.keys.hierarchy import card_diversifier, region_from_digits
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
-from keyd.keys.sam import CardKeyRef, CryptogramTask
+from keyd.keys.sam import CardKeyRef, CryptogramTask, purpose
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.connection import ServerConnection
 from keyd.pump import METHODS
@@ -95,6 +96,13 @@ def ring() -> KeyRing:
     return KeyRing(synthetic(places))
 
 
+def label(address: int = IRK, use: Use = Use.INTERNAL) -> str:
+    """What the journal calls the SM4 key at an address."""
+    header = ring().header_of(address, CardAlgorithm.SM4, purpose(use))
+    assert header is not None
+    return header.label
+
+
 def cryptogram(
     card: HolderCard = CARD, address: int = IRK, algorithm: int = SM4, challenge: bytes = CHALLENGE
 ) -> bytes:
@@ -104,6 +112,7 @@ def cryptogram(
         CardAlgorithm(algorithm),
         region_from_digits(card.region),
         card_diversifier(card.historical),
+        purpose(Use.INTERNAL),
     )
     (result,) = ring().compute([CryptogramTask(ref, FACTOR, challenge)])
     assert isinstance(result, bytes)
@@ -190,11 +199,12 @@ class _Quiet(Events):
         raise AssertionError(event) from error
 
 
-def make_services() -> Services:
-    """The domain of a development keyd."""
+def make_services(keys: KeyRing | None = None) -> Services:
+    """The domain of a development keyd, or of one with other keys."""
+    keys = keys or ring()
     return Services(
-        sam=ring(),
-        key_headers=ring().headers,
+        sam=keys,
+        key_headers=keys.headers,
         has_synthetic_keys=True,
         profiles=load_profiles(),
         terminals=Terminals({"DEV-0001": synthetic_terminal_key("DEV-0001")}, bytes),
@@ -208,15 +218,15 @@ def make_services() -> Services:
 class Stand:
     """A pump on a real epoll, and Python beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: KeyRing | None = None) -> None:
         self._opened = ExitStack()
         self.epoll = select.epoll()
         self._opened.callback(self.epoll.close)
         self.pump = Pump(self.epoll.fileno())
-        self.services = make_services()
+        self.services = make_services(keys)
         self._meter = _Counting()
         self._dispatch = Dispatch(self.services, self._meter, _Quiet(time.monotonic))
-        self.routes = Routes(self.pump, ring(), self.services)
+        self.routes = Routes(self.pump, keys or ring(), self.services)
         self._session = Session(1)
         self._session.terminal = Terminal("DEV-0001", synthetic_terminal_key("DEV-0001"))
 
@@ -245,7 +255,9 @@ class Stand:
             for at in range(0, len(data), 32 * 1024):
                 connection.receive_data_untrusted(data[at : at + 32 * 1024])
                 while asks := connection.next_asks_untrusted(64):
-                    for answer in self._dispatch.run([(self._session, ask) for ask in asks]):
+                    for answer in self._dispatch.run(
+                        [(self._session, ask) for ask in asks]
+                    ).answers:
                         assert isinstance(answer, bytes)
                         answers.append(answer)
             connection.receive_eof_untrusted()

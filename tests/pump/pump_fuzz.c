@@ -122,7 +122,7 @@ static void learn_all(pump *p) {
         for (uint8_t region = 0; region < 4; region++) {
             pump_place place = {kind, 3, kind == 2 ? 0x4C : 0x170, 3, {0x51, region, 0}};
             /* One region's key is gone. */
-            pump_route route = {region == 3 ? 3 : 2, ARENA_SM4, 0x0A};
+            pump_route route = {region == 3 ? 3 : 2, ARENA_SM4, 0x0A, 0xA1A2A3A4};
             pump_learn(p, place, route);
         }
     }
@@ -149,7 +149,7 @@ static void open_line(line *l, pump *p, int epoll) {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = pair[1]};
     require(epoll_ctl(epoll, EPOLL_CTL_ADD, pair[1], &event) == 0, "epoll");
     *l = (line){.theirs = pair[0], .ours = pair[1]};
-    require(pump_admit(p, pair[1]) == 0, "admit");
+    require(pump_admit(p, pair[1], 0xC1C2C300u | (uint32_t)pair[1], 0x01020304) == 0, "admit");
 }
 
 static void close_line(line *l, pump *p) {
@@ -193,10 +193,23 @@ static void take_rest(line *l, const pump_rest *rest) {
     for (size_t i = 0; i < rest->unsent_length; i++) sink ^= rest->unsent[i];
 }
 
+static uint64_t answers_of(const pump *p) {
+    uint64_t answers = 0;
+    for (int kind = 0; kind < PUMP_KINDS; kind++) answers += pump_counts(p)[kind];
+    return answers;
+}
+
+static void require_use(const uint8_t *use) {
+    require(use[0] == 0xD1 && use[1] < PUMP_KINDS && use[2] == 0 && use[3] == 0, "a use of another method");
+    require(memcmp(use + 4, "\xC1\xC2\xC3", 3) == 0, "a use on another connection");
+    require(memcmp(use + 8, "\x01\x02\x03\x04\xA1\xA2\xA3\xA4\x51", 9) == 0, "a use of another key");
+    require(memcmp(use + 18, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 14) == 0, "more of a card than two bytes");
+}
+
 /* Returns how many requests were answered. */
 static uint64_t round_of(pump *p, int epoll, line *lines) {
     size_t count = 1 + draw(LINES), sent = 0, handed = 0;
-    uint64_t answered = 0;
+    uint64_t answered;
     for (size_t i = 0; i < count; i++) {
         open_line(&lines[i], p, epoll);
         fill(&lines[i]);
@@ -211,7 +224,17 @@ static uint64_t round_of(pump *p, int epoll, line *lines) {
     int is_done = pump_poll(p) == 0;
     while (!is_done) {
         const pump_rest *rests;
-        size_t n = pump_part(p, &rests, &is_done);
+        const uint8_t *uses;
+        int hands_up = draw(32) == 0;
+        size_t used = pump_part(p, hands_up, &uses), held = 0;
+        uint64_t before = answers_of(p);
+        pump_verdict verdict = (pump_verdict)(draw(4) == 0 ? draw(3) : PUMP_SEND);
+        require(!hands_up || used == 0, "a key was used for what is handed up");
+        for (size_t i = 0; i < used; i++) require_use(uses + i * PUMP_USE_BYTES);
+        size_t n = pump_finish(p, verdict, &rests, &is_done);
+        require(answers_of(p) - before == (verdict == PUMP_REFUSE ? 0 : used), "answers and records differ");
+        for (size_t i = 0; i < n; i++) held += rests[i].held;
+        require(held == (verdict == PUMP_HOLD ? used : 0), "held answers and records differ");
         for (size_t i = 0; i < n; i++) {
             line *l = lines;
             while (l < lines + count && l->ours != rests[i].fd) l++;
@@ -220,7 +243,7 @@ static uint64_t round_of(pump *p, int epoll, line *lines) {
             handed += rests[i].length;
         }
     }
-    for (int kind = 0; kind < PUMP_KINDS; kind++) answered += pump_counts(p)[kind];
+    answered = answers_of(p);
     for (size_t i = 0; i < count; i++) {
         size_t length = lines[i].length;
         if (lines[i].is_python_s)
@@ -251,6 +274,8 @@ int main(int argc, char **argv) {
     state = seed * 0x9E3779B97F4A7C15u | 1;
     pump *p = pump_new(epoll, (pump_cards){measure, compute});
     require(p != NULL, "no memory");
+    const uint16_t methods[PUMP_KINDS] = {0xD100, 0xD101, 0xD102};
+    pump_record(p, methods, 2);
     learn_all(p);
     for (uint64_t i = 0; iterations == 0 || i < iterations; i++) {
         answered += round_of(p, epoll, lines);
@@ -262,7 +287,7 @@ int main(int argc, char **argv) {
             /* Fill the table, which then begins anew. */
             for (uint32_t place = 0; place < 9000; place++)
                 pump_learn(p, (pump_place){1, 3, (uint16_t)place, 3, {1, 2, (uint8_t)(place >> 8)}},
-                           (pump_route){2, ARENA_SM4, 0});
+                           (pump_route){2, ARENA_SM4, 0, 0});
             learn_all(p);
         }
     }

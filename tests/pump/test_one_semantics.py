@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.request import urlopen
 
@@ -28,6 +29,7 @@ import trio
 from keyd.crypto.selftest import SelftestResult
 from keyd.dispatch import Dispatch
 from keyd.hub import Hub, Limits
+from keyd.keys.block import Use
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.proof import terminal_proof
 from keyd.pump import METHODS
@@ -36,6 +38,7 @@ from keyd.routes import Routes
 from keyd.telemetry import Events, Meter
 from tests.conftest import _NOT_INHERITED, START_SECONDS, RunningDaemon
 from tests.daemon.conftest import RawPeer
+from tests.daemon.journals import named_uses
 from tests.pump.conftest import (
     CARD,
     CHALLENGE,
@@ -55,6 +58,7 @@ from tests.pump.conftest import (
     forged,
     hot,
     identity,
+    label,
     make_services,
     messages,
     msgid_of,
@@ -65,10 +69,10 @@ from tests.pump.conftest import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.conftest import StartDaemon
     from tests.daemon.conftest import WriteConfig
+    from tests.daemon.journals import NamedUse
 
 TICKS: Final = ("native", "python")
 
@@ -139,6 +143,8 @@ class Outcome(NamedTuple):
     answers: list[bytes]
     end: str
     counted: dict[str, float]
+    # What the journal has of it. Its order is that of the answers, and so the protocol's to choose.
+    uses: Counter[NamedUse]
 
 
 def counted(daemon: RunningDaemon) -> dict[str, float]:
@@ -155,6 +161,7 @@ def outcome(
     daemon: RunningDaemon, converse: Callable[[Talker], object], *, authenticates: bool = True
 ) -> Outcome:
     before = counted(daemon)
+    recorded = len(uses_of(daemon))
     talker = Talker(daemon.address, authenticates=authenticates)
     try:
         converse(talker)
@@ -170,12 +177,22 @@ def outcome(
         for name, value in after.items()
         if value != before.get(name, 0)
     }
-    return Outcome(sorted(messages(talker.heard)), talker.end, changed)
+    uses = Counter(uses_of(daemon)[recorded:])
+    return Outcome(sorted(messages(talker.heard)), talker.end, changed, uses)
+
+
+def uses_of(daemon: RunningDaemon) -> list[NamedUse]:
+    """What a daemon has recorded until now; nothing, if it keeps no journal."""
+    arguments = daemon.process.args
+    assert isinstance(arguments, list)
+    if "--journal" not in arguments:
+        return []
+    return named_uses(Path(arguments[arguments.index("--journal") + 1]))
 
 
 @pytest.fixture(scope="module")
-def daemons() -> Iterator[dict[str, RunningDaemon]]:
-    """A development keyd with the pump and one without; what they learn, they keep."""
+def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunningDaemon]]:
+    """A development keyd with the pump and one without, and their journals; what they learn, they keep."""
     with ExitStack() as started:
         running = {}
         inherited = {
@@ -186,6 +203,7 @@ def daemons() -> Iterator[dict[str, RunningDaemon]]:
                 [
                     *(sys.executable, "-m", "keyd.daemon", "--dev"),
                     *("--tcp", "127.0.0.1:0", "--operations", "127.0.0.1:0"),
+                    *("--journal", str(tmp_path_factory.mktemp(tick))),
                 ],
                 env=inherited | {"KEYD_TICK": tick},
                 stdin=subprocess.DEVNULL,
@@ -231,7 +249,52 @@ def require_same(
     assert native.answers == python.answers
     assert native.end == python.end
     assert native.counted == python.counted
+    assert native.uses == python.uses
     return native
+
+
+def test_both_ticks_record_every_answer_in_the_order_of_the_answers(
+    daemons: dict[str, RunningDaemon],
+) -> None:
+    # Each asks with a card of its own region, which is what a masked record shows of it.
+    requests = [
+        request
+        for region in REGIONS
+        for request in (
+            forged(card=HolderCard(region)),
+            *(hot(method, card=HolderCard(region)) for method in METHODS),
+            packed([0, 1, "card.pin_unblock", [identity(HolderCard(region)), FACTOR]]),
+        )
+    ]
+    regions = [region for region in REGIONS for _ in range(5)]
+
+    def converse(talker: Talker) -> None:
+        for _ in range(3):
+            talker.say(numbered(requests), answers=len(requests))
+
+    for daemon in daemons.values():
+        before = len(uses_of(daemon))
+        talker = Talker(daemon.address)
+        converse(talker)
+        talker.finish()
+        authentication, *uses = uses_of(daemon)[before:]
+        assert (authentication.method, authentication.terminal) == (
+            "terminal.authenticate",
+            "DEV-0001",
+        )
+        answers = [msgpack.unpackb(answer) for answer in messages(talker.heard)]
+        assert [(use.status, use.card) for use in uses] == [
+            (answer[2][0] if answer[2] else 0, bytes.fromhex(regions[answer[1]]) + bytes(13))
+            for answer in answers
+        ]
+        assert {use.connection for use in uses} == {authentication.connection}
+        assert {use.terminal for use in uses} == {"DEV-0001"}
+        assert {use.key for use in uses} == {
+            label(IRK),
+            label(RKSSSE, Use.EXTERNAL),
+            label(0x0173, Use.MESSAGING),
+        }
+    assert require_same(daemons, converse).uses.total() == 3 * len(requests) + 1
 
 
 # Hot requests ---------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyd.keys.block import Use
 from keyd.keys.ring import MAX_CITY_KEYS
+from keyd.keys.sam import purpose
 from keyd.pump import METHODS
 from keyd.pump._pump import Pump
 from tests.crypto.native.conftest import run
@@ -157,7 +159,10 @@ def not_the_pumps() -> Iterator[tuple[str, bytes]]:
         "unknown generation": [[*card, SM4, 4], FACTOR, CHALLENGE],
         "generation 259": [[*card, SM4, 256 + 3], FACTOR, CHALLENGE],
         "SM4 of generation 2": [[*card, SM4, 2], FACTOR, CHALLENGE],
-        "unknown card field": [[*card, SM4, 3, 0], FACTOR, CHALLENGE],
+        "key version": [[*card, SM4, 3, 1], FACTOR, CHALLENGE],
+        "current key version": [[*card, SM4, 3, 0], FACTOR, CHALLENGE],
+        "unknown key version": [[*card, SM4, 3, 2], FACTOR, CHALLENGE],
+        "unknown card field": [[*card, SM4, 3, 0, 0], FACTOR, CHALLENGE],
         "unknown field": [card, FACTOR, CHALLENGE, IRK, 0],
         "unknown address": [card, FACTOR, CHALLENGE, 0xFFFF],
         "address of 17 bits": [card, FACTOR, CHALLENGE, 0x10000 + IRK],
@@ -434,7 +439,7 @@ def test_after_a_wipe_of_all_keys_and_in_a_fork_everything_is_handed_up() -> Non
 
 
 def test_a_table_that_is_full_of_one_peers_regions_does_not_shut_out_the_rest(stand: Stand) -> None:
-    city = ring().maybe_city(IRK, SM4, "510100")  # type: ignore[arg-type]
+    city = ring().maybe_city(IRK, SM4, "510100", purpose(Use.INTERNAL))  # type: ignore[arg-type]
     assert city is not None
     room = 0
     for number in range(MAX_ROUTES):
@@ -463,7 +468,7 @@ def test_a_table_that_is_full_of_one_peers_regions_does_not_shut_out_the_rest(st
 def test_a_place_that_cannot_be_is_no_other_place(
     stand: Stand, place: tuple[int, int, int, int, bytes, int]
 ) -> None:
-    city = ring().maybe_city(IRK, SM4, "510100")  # type: ignore[arg-type]
+    city = ring().maybe_city(IRK, SM4, "510100", purpose(Use.INTERNAL))  # type: ignore[arg-type]
     assert city is not None
     stand.pump.forget()
     with pytest.raises((ValueError, OverflowError)):

@@ -10,14 +10,22 @@ from keyd.protocol.fields import HIDE, SHOW, Message, Request, Response
 
 
 class KeyReport(Message, frozen=True):
-    """One loaded key: where it answers and its check value, never the key."""
+    """One loaded key: where it answers, what it may do and its check value, never the key."""
 
-    address: Annotated[int, Meta(extra=SHOW, description="logical key address")]
+    addresses: Annotated[
+        tuple[int, ...], Meta(extra=SHOW, description="logical key addresses that it answers at")
+    ]
     name: Annotated[str, Meta(extra=SHOW, description="the key's name, e.g. IRK")]
     set: Annotated[int, Meta(extra=SHOW, description="which set of the key, 1 to 3")]
     algorithm: Annotated[str, Meta(extra=SHOW, description="SM4, 3DES or DES")]
     levels: Annotated[int, Meta(extra=SHOW, description="levels to the card key: 3, 2 or 1")]
     kcv: Annotated[bytes, Meta(extra=SHOW, description="key check value, 3 bytes")]
+    key_id: Annotated[bytes, Meta(extra=SHOW, description="which key it is, 16 bytes")]
+    domain: Annotated[str, Meta(extra=SHOW, description="SOCIAL, FINANCE, ACSE or LOCAL")]
+    tier: Annotated[str, Meta(extra=SHOW, description="national, provincial or city")]
+    use: Annotated[str, Meta(extra=SHOW, description="what it is for, e.g. internal")]
+    version: Annotated[int, Meta(extra=SHOW, description="version of the key, from 1")]
+    state: Annotated[str, Meta(extra=SHOW, description="where in its life it is, e.g. active")]
 
 
 class SelftestReport(Message, frozen=True):
@@ -32,7 +40,7 @@ class DaemonState(Response, frozen=True):
     """What keyd is and how it does."""
 
     version: Annotated[str, Meta(extra=SHOW, description="keyd's version")]
-    state: Annotated[str, Meta(extra=SHOW, description="serving or draining")]
+    state: Annotated[str, Meta(extra=SHOW, description="serving, sealed or draining")]
     synthetic_keys: Annotated[
         bool, Meta(extra=SHOW, description="whether the roots are the public synthetic ones")
     ]

@@ -5,20 +5,17 @@ buffer per connection. No task, lock or checkpoint exists per request or per con
 the hub's own epoll, and trio waits for that one file descriptor. The hub frames and moves bytes; it does not
 know what any of them mean.
 
-What bounds a peer: MAX_MESSAGE of input, MAX_OUTPUT of output, a share of each tick, and a deadline for every
-state it can be in.
+No answer leaves before its record is written: `Dispatch` sees to that, and the pump asks for it. Where the disk is
+to be waited for, answers are held per connection, in order, and the tick goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import heapq
 import os
 import select
 import socket
 import struct
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -35,116 +32,40 @@ from keyd.errors import (
     TimedOut,
     TooManyInFlight,
 )
-from keyd.protocol.connection import MAX_CHUNK, ServerConnection, refusal_bytes
+from keyd.hub.deadlines import Deadlines, expired
+from keyd.hub.door import Door, tell
+from keyd.hub.held import HeldAnswers
+from keyd.hub.limits import (
+    LINGER_SECONDS,
+    MAX_ASKS_PER_CONNECTION,
+    MAX_ASKS_PER_TICK,
+    MAX_EVENTS,
+    MAX_NEW_ASKS_PER_TICK,
+    MAX_OUTPUT,
+    MAX_SLOW,
+    MAX_SLOW_PER_CONNECTION,
+    MAX_TICKS_IN_A_ROW,
+    SPARE_FOR_OFFICERS,
+    SWEEP_SECONDS,
+    Limits,
+)
+from keyd.hub.peer import Peer
+from keyd.protocol.connection import MAX_CHUNK, refusal_bytes
 from keyd.pump import METHODS
 from keyd.terminals import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from keyd.dispatch import Dispatch
+    from keyd.dispatch import Decided, Dispatch
     from keyd.protocol.connection import Ask
     from keyd.pump import Rest
     from keyd.pump._pump import Pump
     from keyd.telemetry import Events, Meter
     from keyd.terminals import Terminals
 
-# One connection's share of a tick. A pipelining client is served 64 at a time, and everybody else between.
-MAX_ASKS_PER_CONNECTION: Final = 64
-
-# A tick's work: at some 10 µs a request, 1024 of them keep the tick near 10 ms, and with it everybody's wait.
-MAX_ASKS_PER_TICK: Final = 1024
-
-# The part of it that goes to what has just arrived; the rest is kept for those with a backlog.
-MAX_NEW_ASKS_PER_TICK: Final = 768
-
-# Readiness taken from epoll at once; what is left over is reported again.
-MAX_EVENTS: Final = 1024
-
-# Connections accepted in one tick, so that a storm of them does not stop answering.
-MAX_ACCEPTS_PER_TICK: Final = 64
-
-# Ticks in a row without giving trio's other tasks (metrics, signals) a turn.
-MAX_TICKS_IN_A_ROW: Final = 4
-
-# Unsent answers of one connection. A connection with unsent answers is not read, so honest peers stay far
-# below: a whole share of the largest batches makes half of it.
-MAX_OUTPUT: Final = 2 * 1024 * 1024
-
-# Slow work (outside the tick) that one connection, and all together, may have under way.
-MAX_SLOW_PER_CONNECTION: Final = 8
-MAX_SLOW: Final = 64
-
-# After file descriptors ran out, how long not to accept: long enough not to spin, short enough not to notice.
-ACCEPT_PAUSE_SECONDS: Final = 0.1
-
-# How long a closed line is listened to, so that the last answer is not lost to a reset.
-LINGER_SECONDS: Final = 2.0
-
-# Entries of closed connections in the heap of looks, beside as many as there are open ones.
-MAX_DEAD_LOOKS: Final = 64
-
-# How often deadlines are looked at. Deadlines are seconds, so half of one is exact enough.
-SWEEP_SECONDS: Final = 0.5
-
 _HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the operator may tune. Seconds and counts."""
-
-    connections: int = 1024
-    first_message_seconds: float = 10.0
-    idle_seconds: float = 300.0
-    write_seconds: float = 10.0
-    drain_seconds: float = 10.0
-
-
-class _Peer:
-    """One client connection."""
-
-    __slots__ = (
-        "arrived",
-        "asked_at",
-        "close_reason",
-        "connection",
-        "fd",
-        "has_more",
-        "has_spoken",
-        "in_flight",
-        "is_admitted",
-        "is_at_eof",
-        "is_lingering",
-        "is_open",
-        "is_registered_for",
-        "out",
-        "session",
-        "sock",
-    )
-
-    def __init__(self, sock: socket.socket, session: Session) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.session = session
-        self.connection = ServerConnection()
-        self.out = bytearray()
-        self.in_flight = 0
-        self.arrived = 0.0
-        # When it last said something whole: a trickle of bytes is silence.
-        self.asked_at = 0.0
-        self.is_open = True
-        # Whether the pump reads it.
-        self.is_admitted = False
-        self.has_spoken = False
-        # Whole requests may still be buffered. It is not read before they are taken, which bounds the buffer.
-        self.has_more = False
-        self.is_at_eof = False
-        # Set once keyd is to close the line: after the output has left, and for this reason.
-        self.close_reason: str | None = None
-        self.is_lingering = False
-        self.is_registered_for = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +73,7 @@ class _Work:
     """What a tick has to answer, and how many requests each peer has in it, in the same order."""
 
     asks: list[tuple[Session, Ask]]
-    askers: list[tuple[_Peer, int]]
+    askers: list[tuple[Peer, int]]
 
 
 class Hub:
@@ -177,20 +98,13 @@ class Hub:
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        # Kept so that, when file descriptors run out, there is one to accept and refuse with.
-        self._reserve_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._listeners: dict[int, socket.socket] = {}
-        self._peers: dict[int, _Peer] = {}
+        self._door = Door(self._epoll, meter, events, clock, self._open)
+        self._peers: dict[int, Peer] = {}
         self._numbers = 0
         # Peers with whole requests still buffered, for the next tick.
-        self._backlog: dict[int, _Peer] = {}
-        # Deadlines: each holds its peers in the order in which they will expire.
-        self._fresh: OrderedDict[_Peer, float] = OrderedDict()
-        self._stalled: OrderedDict[_Peer, float] = OrderedDict()
-        self._lingering: OrderedDict[_Peer, float] = OrderedDict()
-        # When to look whether a peer has fallen silent: one entry for each, by time, moved only when looked at.
-        self._looks: list[tuple[float, int, _Peer]] = []
-        self._accept_again_at: float | None = None
+        self._backlog: dict[int, Peer] = {}
+        self._deadlines = Deadlines()
+        self._held = HeldAnswers(meter, clock)
         self._slow = 0
         self._is_draining = False
         self._drain_deadline = 0.0
@@ -199,13 +113,18 @@ class Hub:
         self._nursery: trio.Nursery | None = None
         # Without one, everything goes the long way: the same answers, later.
         self.pump = make_pump(self._epoll.fileno()) if make_pump else None
+        # Where uses are recorded before they are answered; without one, nothing is.
+        self._recorder = dispatch.recorder
+        if self.pump is not None and self._recorder is not None:
+            numbers = self._recorder.numbers
+            kinds = [numbers.methods[method] for method in METHODS]
+            self.pump.record(self._recorder.append, kinds, numbers.card_id_bytes)
 
-    def listen(self, listeners: Sequence[socket.socket]) -> None:
-        """Take over listening sockets, TCP or Unix."""
-        for listener in listeners:
-            listener.setblocking(False)
-            self._listeners[listener.fileno()] = listener
-            self._epoll.register(listener.fileno(), select.EPOLLIN)
+    def listen(
+        self, listeners: Sequence[socket.socket], administration: Sequence[socket.socket] = ()
+    ) -> None:
+        """Take over listening sockets, TCP or Unix; those of the administration apart."""
+        self._door.listen(listeners, administration)
 
     def wake(self) -> None:
         """Make the hub tick soon, though nothing arrived."""
@@ -217,11 +136,7 @@ class Hub:
             return
         self._is_draining = True
         self._drain_deadline = self._clock() + self.limits.drain_seconds
-        for fd, listener in self._listeners.items():
-            self._epoll.unregister(fd)
-            listener.close()
-        self._listeners.clear()
-        self._accept_again_at = None
+        self._door.shut()
         self.wake()
 
     def review(self, terminals: Terminals) -> None:
@@ -236,6 +151,10 @@ class Hub:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._sweep_forever)
+                if self._recorder is not None:
+                    nursery.start_soon(
+                        self._recorder.run, self.wake, self._release, self._take_back
+                    )
                 in_a_row = 0
                 while not (self._is_draining and not self._peers):
                     events = self._poll()
@@ -254,13 +173,18 @@ class Hub:
 
     def _poll(self) -> list[tuple[int, int]] | None:
         """Return what is ready for Python; None if nothing at all was ready."""
+        recorder = self._recorder
+        if recorder is not None and recorder.has_news:
+            recorder.settle()
         if self.pump is None:
             return self._epoll.poll(0, MAX_EVENTS) or None
         started = self._clock()
-        rests, counts = self.pump.tick()
+        cannot_record = recorder is not None and recorder.unavailable_because is not None
+        rests, counts = self.pump.tick(cannot_record)
         answered = sum(counts)
         if answered:
-            self._measure_pumped(self.pump, counts, started)
+            held = self._hold_pumped(self.pump, started) if self.pump.held else 0
+            self._measure_pumped(self.pump, counts, started, held)
         if not rests:
             return [] if answered else None
         return [event for rest in rests if (event := self._take_over(rest, started)) is not None]
@@ -276,7 +200,7 @@ class Hub:
             return None
         if unsent:
             peer.out += unsent
-            self._stalled.setdefault(peer, now + self.limits.write_seconds)
+            self._deadlines.stalled.setdefault(peer, now + self.limits.write_seconds)
         if data:
             peer.arrived = now
             # At most MAX_CHUNK, into an empty connection: this cannot be too much.
@@ -287,7 +211,18 @@ class Hub:
         self._register(peer)
         return (fd, mask) if mask else None
 
-    def _measure_pumped(self, pump: Pump, counts: Sequence[int], started: float) -> None:
+    def _hold_pumped(self, pump: Pump, now: float) -> int:
+        """Keep the pump's answers until their records are durable; return how many."""
+        total = 0
+        for fd, answers, position, count in pump.held:
+            peer = self._peers[fd]
+            self._held.hold(peer, answers, position, count, now)
+            total += count
+            if peer.is_full:
+                self._register(peer)
+        return total
+
+    def _measure_pumped(self, pump: Pump, counts: Sequence[int], started: float, held: int) -> None:
         self.ticks += 1
         answered = sum(counts)
         meter = self._meter
@@ -300,7 +235,8 @@ class Hub:
         )
         meter.compute.observe(pump.compute_seconds, answered)
         meter.batch.observe(answered)
-        meter.duration.observe(self._clock() - started, answered)
+        if answered > held:
+            meter.duration.observe(self._clock() - started, answered - held)
         fd, request = pump.last_request
         peer = self._peers.get(fd)
         if peer is not None:
@@ -325,22 +261,24 @@ class Hub:
         if self._is_draining:
             self._drain_step()
 
-    def _peer_event(self, peer: _Peer, mask: int, now: float, work: _Work) -> None:
+    def _peer_event(self, peer: Peer, mask: int, now: float, work: _Work) -> None:
         if mask & select.EPOLLOUT:
             self._flush(peer)
         if not mask & (select.EPOLLIN | _HANGUP) or not peer.is_open:
             return
-        if peer.is_at_eof or (peer.out and mask & _HANGUP):
+        if peer.is_at_eof or ((peer.out or peer.is_full) and mask & _HANGUP):
             # It had closed its side already, and now nobody is left to answer to.
             self._close(peer, "reset")
-        elif not peer.has_more and not peer.out and len(work.asks) < MAX_NEW_ASKS_PER_TICK:
+        elif peer.has_more or peer.out or peer.is_full:
+            pass  # its turn comes by itself
+        elif len(work.asks) < MAX_NEW_ASKS_PER_TICK:
             # Whoever is not read now is reported again.
             self._read(peer, now)
             self._take_asks(peer, work)
 
     # Reading ------------------------------------------------------------------------------------------
 
-    def _read(self, peer: _Peer, now: float) -> bool:
+    def _read(self, peer: Peer, now: float) -> bool:
         """Read once. Return whether anything came, or the end did."""
         try:
             count = peer.sock.recv_into(self._buffer)
@@ -374,9 +312,9 @@ class Hub:
             else:
                 self._backlog[peer.fd] = peer
 
-    def _take_asks(self, peer: _Peer, work: _Work) -> None:
-        if peer.close_reason is not None or not peer.is_open:
-            return
+    def _take_asks(self, peer: Peer, work: _Work) -> None:
+        if peer.close_reason is not None or not peer.is_open or peer.is_full:
+            return  # a full one comes again once what it waits for has left
         try:
             asks = peer.connection.next_asks_untrusted(MAX_ASKS_PER_CONNECTION)
             peer.has_more = len(asks) == MAX_ASKS_PER_CONNECTION or peer.connection.is_broken
@@ -392,8 +330,8 @@ class Hub:
             return
         if not peer.has_spoken:
             peer.has_spoken = True
-            del self._fresh[peer]
-            self._look_later(peer, peer.arrived)
+            del self._deadlines.fresh[peer]
+            self._deadlines.look_later(peer, peer.arrived + self.limits.idle_seconds)
         peer.asked_at = peer.arrived
         session = peer.session
         work.asks.extend([(session, ask) for ask in asks])
@@ -405,30 +343,72 @@ class Hub:
         clock = self._clock
         meter = self._meter
         started = clock()
-        answers = self._dispatch.run(work.asks)
+        answers, position, free = self._dispatch.run(work.asks)
         meter.compute.observe(clock() - started, len(answers))
         meter.batch.observe(len(answers))
         at = 0
         for peer, count in work.askers:
-            for answer in answers[at : at + count]:
+            held = 0
+            for place in range(at, at + count):
+                answer = answers[place]
                 if isinstance(answer, Slow):
                     self._start_slow(peer, answer)
+                elif position or peer.held:
+                    wait = 0 if place in free else position
+                    held += self._say(peer, answer, wait, 1, peer.arrived)
                 else:
                     peer.out += answer
             at += count
             if peer.session.must_close:
                 peer.close_reason = "not_authentic"
             self._flush(peer)
-            meter.duration.observe(clock() - peer.arrived, count)
+            if count > held:
+                meter.duration.observe(clock() - peer.arrived, count - held)
 
-    def _start_slow(self, peer: _Peer, slow: Slow) -> None:
+    def _say(
+        self, peer: Peer, answers: bytes, position: int = 0, count: int = 0, arrived: float = 0.0
+    ) -> bool:
+        """Let answers leave with the next flush, or hold them for the disk; return whether they are held.
+
+        Answers keep their order, so whatever is said to somebody who waits, waits as well.
+        """
+        durable = 0 if self._recorder is None else self._recorder.durable
+        if peer.held or position > durable:
+            self._held.hold(peer, answers, position, count, arrived)
+            return True
+        peer.out += answers
+        return False
+
+    def _release(self) -> None:
+        """Let go what the disk has by now."""
+        if self._recorder is not None:
+            self._flush_all(self._held.release(self._recorder.durable))
+
+    def _take_back(self) -> None:
+        """Refuse what the disk has not taken in time."""
+        peers = self._held.take_back()
+        for peer in peers:
+            session = peer.session
+            if self._recorder is not None and session.recorded_at > self._recorder.durable:
+                # Whoever was told that it could not be recorded did not become a terminal by it.
+                session.terminal = None
+        self._flush_all(peers)
+
+    def _flush_all(self, peers: Sequence[Peer]) -> None:
+        for peer in peers:
+            self._flush(peer)
+        if self._backlog or self._is_draining:
+            self.wake()
+
+    def _start_slow(self, peer: Peer, slow: Slow) -> None:
         refusal: Refusal | None = None
         if peer.in_flight >= MAX_SLOW_PER_CONNECTION:
             refusal = TooManyInFlight()
         elif self._slow >= MAX_SLOW:
             refusal = Overloaded()
         if refusal is not None:
-            peer.out += refusal_bytes(slow.msgid, refusal)
+            decided = self._dispatch.refuse_slow(slow, refusal)
+            self._say_decided(peer, decided)
             return
         if self._nursery is None:
             raise RuntimeError("the hub is not running")
@@ -436,19 +416,24 @@ class Hub:
         self._slow += 1
         self._nursery.start_soon(self._run_slow, peer, slow)
 
-    async def _run_slow(self, peer: _Peer, slow: Slow) -> None:
+    async def _run_slow(self, peer: Peer, slow: Slow) -> None:
         try:
-            answer = await self._dispatch.run_slow(slow)
+            decided = await self._dispatch.run_slow(slow)
         finally:
             peer.in_flight -= 1
             self._slow -= 1
         if peer.is_open:
-            peer.out += answer
+            self._say_decided(peer, decided)
             self._flush(peer)
+
+    def _say_decided(self, peer: Peer, decided: Decided) -> None:
+        for answer in decided.answers:
+            if not isinstance(answer, Slow):
+                self._say(peer, answer, decided.position)
 
     # Writing ------------------------------------------------------------------------------------------
 
-    def _flush(self, peer: _Peer) -> None:
+    def _flush(self, peer: Peer) -> None:
         if not peer.is_open or peer.is_lingering:
             return
         out = peer.out
@@ -466,25 +451,27 @@ class Hub:
                     self._close(peer, "slow_reader")
                     return
                 # From the first byte that had to wait until the last has left: a trickle is no progress.
-                self._stalled.setdefault(peer, self._clock() + self.limits.write_seconds)
+                self._deadlines.stalled.setdefault(peer, self._clock() + self.limits.write_seconds)
                 self._register(peer)
                 return
             out.clear()
-            self._stalled.pop(peer, None)
+            self._deadlines.stalled.pop(peer, None)
         if peer.has_more:
-            self._backlog[peer.fd] = peer
-        elif peer.close_reason is not None and not peer.in_flight:
+            if not peer.is_full:
+                self._backlog[peer.fd] = peer
+        elif peer.close_reason is not None and not peer.in_flight and not peer.held:
             self._linger(peer)
             return
         self._register(peer)
 
-    def _admit(self, peer: _Peer) -> None:
+    def _admit(self, peer: Peer) -> None:
         """Let the pump read a connection of which Python holds nothing, and no other."""
         if self.pump is None:
             return
         wanted = (
             peer.is_open
             and peer.session.terminal is not None
+            and (self._recorder is None or self._recorder.unavailable_because is None)
             and peer.is_registered_for == select.EPOLLIN
             and peer.close_reason is None
             and not peer.has_more
@@ -494,16 +481,22 @@ class Hub:
         if wanted is not peer.is_admitted:
             peer.is_admitted = wanted
             if wanted:
-                self.pump.admit(peer.fd)
+                self.pump.admit(peer.fd, *self._numbers_of(peer.session))
             else:
                 # The pump forgets when it is given the connection again.
                 peer.asked_at = max(peer.asked_at, self.pump.served_at(peer.fd))
                 self.pump.dismiss(peer.fd)
 
-    def _register(self, peer: _Peer) -> None:
+    def _numbers_of(self, session: Session) -> tuple[int, int]:
+        """Return the connection's and the terminal's number in the journal."""
+        if self._recorder is None:
+            return 0, 0
+        return session.number & 0xFFFF_FFFF, self._recorder.numbers.terminal(session)
+
+    def _register(self, peer: Peer) -> None:
         if peer.out:
             wanted = select.EPOLLOUT
-        elif peer.is_at_eof:
+        elif peer.is_at_eof or peer.is_full:
             wanted = 0
         else:
             wanted = select.EPOLLIN
@@ -518,55 +511,15 @@ class Hub:
         if fd == self._wake_fd:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(fd)
-        elif fd in self._listeners:
-            self._accept(self._listeners[fd])
+        else:
+            self._door.knock(fd)
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(MAX_ACCEPTS_PER_TICK):
-            try:
-                sock, _address = listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._meter.accept_errors.inc()
-                    self._refuse_without_descriptor(listener)
-                    self._pause_accepting(error)
-                    return
-                # The peer gave up between the handshake and accept (ECONNABORTED and its kin).
-                continue
-            self._open(sock)
-
-    def _refuse_without_descriptor(self, listener: socket.socket) -> None:
-        # With the reserve given back, one waiting peer can be told instead of left hanging.
-        os.close(self._reserve_fd)
-        try:
-            sock, _address = listener.accept()
-            sock.setblocking(False)
-            _tell(sock, Overloaded("keyd has no file descriptor left"))
-            sock.close()
-        except OSError:
-            pass
-        try:
-            self._reserve_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._reserve_fd = os.dup(self._wake_fd)
-
-    def _pause_accepting(self, error: OSError) -> None:
-        self._events.warning("accept_paused", reason=errno.errorcode.get(error.errno or 0, "?"))
-        for fd in self._listeners:
-            self._epoll.modify(fd, 0)
-        self._accept_again_at = self._clock() + ACCEPT_PAUSE_SECONDS
-
-    def _resume_accepting(self) -> None:
-        self._accept_again_at = None
-        for fd in self._listeners:
-            self._epoll.modify(fd, select.EPOLLIN)
-
-    def _open(self, sock: socket.socket) -> None:
+    def _open(self, sock: socket.socket, is_administration: bool = False) -> None:
         sock.setblocking(False)
-        if len(self._peers) >= self.limits.connections:
-            _tell(sock, Overloaded("keyd has as many connections as it may"))
+        # Officers come in though terminals take all the room there is: there is spare for a few.
+        room = SPARE_FOR_OFFICERS if is_administration else 0
+        if len(self._peers) >= self.limits.connections + room:
+            tell(sock, Overloaded("keyd has as many connections as it may"))
             sock.close()
             self._meter.connections_refused.inc()
             self._events.peer("connection_refused", reason="limit")
@@ -575,32 +528,37 @@ class Hub:
         if not is_unix:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._numbers += 1
-        peer = _Peer(sock, Session(self._numbers, is_operator=is_unix and _is_operator(sock)))
+        session = Session(
+            self._numbers,
+            is_operator=is_unix and _is_operator(sock),
+            is_administration=is_administration,
+        )
+        peer = Peer(sock, session)
         peer.arrived = self._clock()
         peer.is_registered_for = select.EPOLLIN
         self._peers[peer.fd] = peer
         self._epoll.register(peer.fd, select.EPOLLIN)
-        self._fresh[peer] = peer.arrived + self.limits.first_message_seconds
+        self._deadlines.fresh[peer] = peer.arrived + self.limits.first_message_seconds
         self._meter.opened()
         self._events.peer(
             "connection_opened", connection=peer.session.number, source=_source(sock, is_unix)
         )
 
-    def _break_off(self, peer: _Peer, refusal: Refusal, reason: str) -> None:
+    def _break_off(self, peer: Peer, refusal: Refusal, reason: str) -> None:
         """Say one last thing, and close once it has left."""
         if peer.close_reason is None and peer.is_open:
             peer.close_reason = reason
             peer.has_more = False
-            peer.out += refusal_bytes(None, refusal)
+            self._say(peer, refusal_bytes(None, refusal))
             self._flush(peer)
 
-    def _finish(self, peer: _Peer, reason: str) -> None:
+    def _finish(self, peer: Peer, reason: str) -> None:
         """Close once everything has left."""
         if peer.close_reason is None:
             peer.close_reason = reason
             self._flush(peer)
 
-    def _linger(self, peer: _Peer) -> None:
+    def _linger(self, peer: Peer) -> None:
         if peer.is_at_eof:
             self._close(peer, peer.close_reason or "closed")
             return
@@ -611,24 +569,20 @@ class Hub:
             self._close(peer, "reset")
             return
         peer.is_lingering = True
-        self._lingering[peer] = self._clock() + LINGER_SECONDS
+        self._deadlines.lingering[peer] = self._clock() + LINGER_SECONDS
         self._register(peer)
 
-    def _close(self, peer: _Peer, reason: str) -> None:
+    def _close(self, peer: Peer, reason: str) -> None:
         if not peer.is_open:
             return
         peer.is_open = False
         self._admit(peer)
         del self._peers[peer.fd]
-        for deadlines in (self._fresh, self._stalled, self._lingering):
-            deadlines.pop(peer, None)
+        self._deadlines.forget(peer, len(self._peers))
         self._backlog.pop(peer.fd, None)
         self._epoll.unregister(peer.fd)
         peer.sock.close()
         peer.out.clear()
-        if len(self._looks) > 2 * len(self._peers) + MAX_DEAD_LOOKS:
-            self._looks = [entry for entry in self._looks if entry[2].is_open]
-            heapq.heapify(self._looks)
         self._meter.closed(reason)
         terminal = peer.session.terminal
         self._events.peer(
@@ -642,11 +596,9 @@ class Hub:
         self._events.say_left_out()
         for peer in list(self._peers.values()):
             self._close(peer, "stopped")
-        for listener in self._listeners.values():
-            listener.close()
+        self._door.close()
         self._epoll.close()
         os.close(self._wake_fd)
-        os.close(self._reserve_fd)
 
     # Time ---------------------------------------------------------------------------------------------
 
@@ -658,32 +610,27 @@ class Hub:
     def _sweep(self) -> None:
         now = self._clock()
         self._events.say_left_out()
-        if self._accept_again_at is not None and now >= self._accept_again_at:
-            self._resume_accepting()
-        for peer in _expired(self._fresh, now):
+        self._door.resume(now)
+        for peer in expired(self._deadlines.fresh, now):
             self._break_off(peer, TimedOut("no message came"), "no_first_message")
-        while self._looks and self._looks[0][0] <= now:
-            self._look(heapq.heappop(self._looks)[2], now)
-        for peer in _expired(self._stalled, now):
+        for peer in self._deadlines.due_looks(now):
+            self._look(peer, now)
+        for peer in expired(self._deadlines.stalled, now):
             self._close(peer, "slow_reader")
-        for peer in _expired(self._lingering, now):
+        for peer in expired(self._deadlines.lingering, now):
             self._close(peer, peer.close_reason or "closed")
         if self._is_draining:
             self.wake()
 
-    def _look_later(self, peer: _Peer, spoke_at: float) -> None:
-        entry = (spoke_at + self.limits.idle_seconds, peer.session.number, peer)
-        heapq.heappush(self._looks, entry)
-
-    def _look(self, peer: _Peer, now: float) -> None:
+    def _look(self, peer: Peer, now: float) -> None:
         """End a connection that has been idle for too long, or look again when it may have been."""
         if not peer.is_open:
             return
         spoke_at = max(peer.asked_at, self.pump.served_at(peer.fd) if self.pump else 0.0)
-        if peer.in_flight or peer.out:
+        if peer.in_flight or peer.out or peer.held:
             spoke_at = now  # it waits for us, not we for it; the write deadline bounds that
         if spoke_at + self.limits.idle_seconds > now:
-            self._look_later(peer, spoke_at)
+            self._deadlines.look_later(peer, spoke_at + self.limits.idle_seconds)
         else:
             self._break_off(peer, TimedOut(), "idle")
 
@@ -695,7 +642,7 @@ class Hub:
             if is_overdue:
                 self._break_off(peer, Draining(), "drain_overdue")
                 self._close(peer, "drain_overdue")
-            elif peer.is_lingering or peer.has_more or peer.in_flight or peer.out:
+            elif peer.is_lingering or peer.has_more or peer.in_flight or peer.out or peer.held:
                 continue  # not quiet yet
             elif self._read(peer, now):
                 self._register(peer)
@@ -705,22 +652,6 @@ class Hub:
                     self._backlog[peer.fd] = peer
             else:
                 self._finish(peer, "drained")
-
-
-def _expired(deadlines: OrderedDict[_Peer, float], now: float) -> list[_Peer]:
-    expired = []
-    while deadlines:
-        peer = next(iter(deadlines))
-        if deadlines[peer] > now:
-            break
-        del deadlines[peer]
-        expired.append(peer)
-    return expired
-
-
-def _tell(sock: socket.socket, refusal: Refusal) -> None:
-    with contextlib.suppress(OSError):  # it is a courtesy
-        sock.send(refusal_bytes(None, refusal))
 
 
 def _is_operator(sock: socket.socket) -> bool:

@@ -1,0 +1,1 @@
+"""One module per revision of the schema. What was released is never edited: the next revision mends it."""
