@@ -17,12 +17,16 @@ from keyd.audit.query import EventRecord, Filter, Record, UseRecord, query
 from keyd.audit.records import Anchor, NotAJournal
 from keyd.audit.verify import Report, verify
 from keyd.cli.common import JsonOption
+from keyd.config import load_config
 from keyd.crypto.sm2 import PointNotOnCurve
 from keyd.errors import Status
 
 app = typer.Typer(
     help="Verify and read a journal, offline; keyd may go on writing it.", no_args_is_help=True
 )
+
+# The newest of a store's anchors: the last of them is what a cut shows against, and one is made each minute.
+MAX_ANCHORS = 1000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -60,15 +64,27 @@ def verify_command(
         str | None,
         typer.Option(metavar="HEX|FILE", help="The checkpoints' SM2 key: 130 hex digits, or PEM."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="keyd.toml: compare with the anchors in its store as well.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify the chain, and that the journal goes through the checkpoints. Exit status 1: it is bad."""
+    """Verify the chain, and that the journal goes through checkpoints and anchors. Exit status 1: it is bad."""
     if (checkpoints is None) != (public_key is None):
         raise typer.BadParameter("--checkpoints and --public-key go together")
     from_ns, from_number = _bound(begin, "--from")
     to_ns, to_number = _bound(end, "--to")
     with _sentences():
         anchors = _anchors(checkpoints, public_key)
+        if config is not None:
+            anchors += _anchors_in_store(config)
         report = verify(
             folder,
             from_ns=from_ns,
@@ -209,6 +225,20 @@ def _anchors(checkpoints: Path | None, public_key: str | None) -> list[Anchor]:
     except (ValueError, PointNotOnCurve) as error:
         raise typer.BadParameter(str(error)) from None
     return [head.anchor for head in read_checkpoints(checkpoints, key)]
+
+
+def _anchors_in_store(path: Path) -> list[Anchor]:
+    # SQLAlchemy takes a quarter of a second to be imported, and no other command here opens a database.
+    from keyd.opening import expand_url
+    from keyd.store.database import Store
+
+    config = load_config(path)
+    store = Store.open(expand_url(config.store.url))
+    try:
+        found = store.anchors(config.audit.instance, limit=MAX_ANCHORS)
+    finally:
+        store.close()
+    return [Anchor(anchor.sequence, anchor.link) for anchor in found]
 
 
 def _show(report: Report, anchors: int) -> None:

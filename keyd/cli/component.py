@@ -1,9 +1,9 @@
 """`keyd component`: entering and taking the parts of a key, each of which says nothing alone.
 
 A component that is typed goes from the terminal into a bytearray, from there into locked memory for its check value
-and, encrypted to keyd's public key, to keyd. Both bytearrays are wiped. What cannot be wiped from here: the copy that
-SM2 encrypts from is Python's bytes, libcrypto frees its key stream unwiped, and the kernel's terminal buffer is the
-kernel's. All of it is this process's memory, which writes no core dump and ends when the command does.
+and, encrypted to keyd's public key, to keyd. Both bytearrays are wiped. What cannot be wiped from here: libcrypto frees
+its key stream unwiped, the guarded fallback copies, and the kernel's terminal buffer is the kernel's. The process
+writes no core dump and ends when the command does; tests/cli/test_memory.py searches it just before.
 A component that is taken becomes text, since it is to be printed: there its secrecy is the sheet's.
 """
 
@@ -91,8 +91,7 @@ def enter(
             and ask_open("Is that on the sheet? Type yes: ", "say --sheet").lower() != "yes"
         ):
             raise ComponentRefused(f"component {number} was not sent")
-        # The one copy that stays: the encryption takes bytes.
-        envelope = keyd_key.encrypt(bytes(component))
+        envelope = keyd_key.encrypt(component)
     entered = desk.ask(EnterComponent(wanted, number, envelope, kcv))
     desk.tell(
         plain_outcome(entered) | {"number": number, "kcv": kcv.hex().upper()},

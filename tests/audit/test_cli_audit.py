@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from keyd.audit.checkpoints import append_checkpoint
 from keyd.audit.records import Use, encode_use, segment_name
 from keyd.crypto.sm2 import Sm2PrivateKey
+from keyd.store.database import Store
+from keyd.store.rows import Anchor
 from tests.audit.conftest import SECOND
 
 if TYPE_CHECKING:
@@ -117,3 +120,28 @@ def test_an_export_is_one_object_per_line(filled: Path) -> None:
 )
 def test_wrong_usage_is_2(arguments: tuple[str, ...]) -> None:
     assert audit(*arguments).returncode == 2
+
+
+def test_what_was_cut_shows_against_the_anchors_in_the_store(
+    filled: Path, journal: Journal, clock: Clock, tmp_path: Path
+) -> None:
+    """The chain alone cannot tell: a journal that ends sooner is a whole journal."""
+    before = filled.joinpath(segment_name(1)).stat().st_size
+    clock.wait(SECOND)
+    journal.append(events=[{"event": "officer.spoke", "officer": "Wei", "domain": "SOCIAL"}])
+    head = journal.head()
+    store = Store.create(f"sqlite:///{tmp_path}/store.db")
+    store.put_anchor(Anchor(journal.instance, head.segment, head.number, head.link, head.time_ns))
+    store.close()
+    config = tmp_path / "keyd.toml"
+    config.write_text(
+        f'store.url = "sqlite:///{tmp_path}/store.db"\nterminals.file = "none"\n'
+        f'audit = {{folder = "{filled}", instance = "{journal.instance}"}}\n'
+    )
+    good = audit("verify", filled, "--config", config)
+    assert good.returncode == 0, good.stdout + good.stderr
+    journal.close()
+    os.truncate(filled / segment_name(1), before)
+    assert audit("verify", filled).returncode == 0
+    cut = audit("verify", filled, "--config", config)
+    assert cut.returncode == 1, cut.stdout

@@ -39,7 +39,7 @@ class PublicOperations(Protocol):
         """
         ...
 
-    def encrypt(self, plaintext: bytes) -> Ciphertext:
+    def encrypt(self, plaintext: bytes | bytearray) -> Ciphertext:
         """Encrypt 1 or more bytes."""
         ...
 

@@ -98,10 +98,10 @@ class GuardedPublicKey:
         if total is None or (e + int.from_bytes(total[1:33], "big")) % N != r:  # B7
             raise SignatureNotAuthentic("the signature does not verify")
 
-    def encrypt(self, plaintext: bytes) -> Ciphertext:
+    def encrypt(self, plaintext: bytes | bytearray) -> Ciphertext:
         """Encrypt 1 or more bytes."""
         while True:
-            ciphertext = maybe_encrypt(plaintext, self._point, _random_scalar())
+            ciphertext = maybe_encrypt(bytes(plaintext), self._point, _random_scalar())
             if ciphertext is not None:
                 return ciphertext
 

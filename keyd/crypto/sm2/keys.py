@@ -98,9 +98,12 @@ class Sm2PublicKey:
         self._operations.verify(message, signature, user_id)
 
     def encrypt(
-        self, plaintext: bytes, *, order: CiphertextOrder = CiphertextOrder.C1C3C2
+        self, plaintext: bytes | bytearray, *, order: CiphertextOrder = CiphertextOrder.C1C3C2
     ) -> bytes:
-        """Encrypt 1 to 65536 bytes. The ciphertext is 97 bytes longer: C1 has 65, with its 04, and C3 32."""
+        """Encrypt 1 to 65536 bytes. The ciphertext is 97 bytes longer: C1 has 65, with its 04, and C3 32.
+
+        A bytearray is for the caller to wipe: libcrypto reads it where it is, the guarded fallback copies it.
+        """
         if not 1 <= len(plaintext) <= MAX_PLAINTEXT_BYTES:
             raise ValueError(f"SM2 encrypts 1 to {MAX_PLAINTEXT_BYTES} bytes")
         for _ in range(_MAX_ENCRYPTIONS):

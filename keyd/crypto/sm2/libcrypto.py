@@ -97,15 +97,17 @@ class _PublicKey(_Key):
             if not lib.EVP_DigestVerify(ctx, der, len(der), message, len(message)):
                 raise SignatureNotAuthentic("the signature does not verify")
 
-    def encrypt(self, plaintext: bytes) -> Ciphertext:
+    def encrypt(self, plaintext: bytes | bytearray) -> Ciphertext:
         lib = self._lib
+        # A bytearray is read where it is: no copy of a secret is made that nobody could wipe.
+        source = _borrowed(plaintext) if isinstance(plaintext, bytearray) else plaintext
         with _freed(
             lib.EVP_PKEY_CTX_new_from_pkey(None, self._key, None), lib.EVP_PKEY_CTX_free
         ) as ctx:
             lib.EVP_PKEY_encrypt_init(ctx)
             out = ctypes.create_string_buffer(max_ciphertext_bytes(len(plaintext)))
             length = ctypes.c_size_t(len(out))
-            lib.EVP_PKEY_encrypt(ctx, out, ctypes.byref(length), plaintext, len(plaintext))
+            lib.EVP_PKEY_encrypt(ctx, out, ctypes.byref(length), source, len(plaintext))
         return ciphertext_from_der(out.raw[: length.value])
 
 
