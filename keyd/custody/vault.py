@@ -98,7 +98,6 @@ _TRIES: Final = 3
 # States in which a key computes, and so has uses to count.
 _LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.DEACTIVATED})
 
-
 _RACE: Final = "other keyds keep changing the store: trying again later"
 
 
@@ -134,6 +133,7 @@ class Vault:
         # Grows when everything is dropped: a turn that began before must not bring anything back.
         self._epoch = 0
         self._turn_epoch = 0
+        self._turns = 0
         self._ceremonies = Ceremonies()
         self._staged: dict[bytes, StagedSeal] = {}
         self._unsealing: Unsealing | None = None
@@ -250,11 +250,13 @@ class Vault:
     def _turn(self) -> Iterator[None]:
         """Let one thread work at a time; turns may be nested."""
         with self._lock:
-            outer, self._turn_epoch = self._turn_epoch, self._epoch
+            if not self._turns:
+                self._turn_epoch = self._epoch
+            self._turns += 1
             try:
                 yield
             finally:
-                self._turn_epoch = outer
+                self._turns -= 1
 
     def _unseal(self, seal_key: SecretKey, by: str) -> None:
         snapshot = self._store.load()
