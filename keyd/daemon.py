@@ -134,6 +134,8 @@ class Daemon:
         self._dispatch = dispatch
         self._ring = ring
         self._custody: Custody | None = None
+        # Whether systemd has been told so; before that, nothing else is said to it.
+        self._is_ready = False
         self._keeping = trio.CancelScope()
         if journal is not None and not services.has_synthetic_keys:
             self._custody = open_custody(config, journal, ring, self._say, self._adopted)
@@ -203,7 +205,8 @@ class Daemon:
         self._meter.show_keys(self._services.key_headers, are_synthetic=False)
         if was_sealed is not self._services.is_sealed:
             self._events.warning("sealed" if self._services.is_sealed else "unsealed")
-            systemd.notify(f"STATUS={self._status()}")
+            if self._is_ready:
+                systemd.notify(f"STATUS={self._status()}")
 
     def _status(self) -> str:
         if self._services.is_sealed:
@@ -230,6 +233,7 @@ class Daemon:
             terminals=len(self._services.terminals),
             pid=os.getpid(),
         )
+        self._is_ready = True
         systemd.notify("READY=1", f"STATUS={self._status()}")
 
     async def _heed(self, signals: object, nursery: trio.Nursery) -> None:

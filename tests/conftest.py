@@ -6,6 +6,7 @@ A test takes `daemon` for a development keyd, `dev_client` for a terminal that h
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import pytest
 
 from keyd.client import Client, Enrolment
+from keyd.crypto.native._core import arena_info
 from keyd.keys.synthetic import synthetic_terminal_key
 
 if TYPE_CHECKING:
@@ -213,6 +215,14 @@ def dev_client(daemon: RunningDaemon) -> Iterator[Client]:
     with Client(daemon.address, Enrolment(code, synthetic_terminal_key(code))) as client:
         client.connect()
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _room_for_keys() -> None:
+    """Free keys of earlier tests that only a cycle of Python objects holds, before they fill locked memory."""
+    info = arena_info()
+    if info.used > info.capacity // 2:
+        gc.collect()
 
 
 # In CI nothing may be skipped: a machine that lacks a tool must say so in red. ------------------------------

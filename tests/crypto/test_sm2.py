@@ -406,8 +406,8 @@ def test_a_single_byte_never_travels_in_clear(libcrypto: Backend) -> None:
 
 def test_a_backend_whose_key_streams_are_all_zero_is_a_fault() -> None:
     class Transparent(GuardedPublicKey):
-        def encrypt(self, plaintext: bytes) -> Ciphertext:
-            return Ciphertext(G, plaintext, bytes(32))
+        def encrypt(self, plaintext: bytes | bytearray) -> Ciphertext:
+            return Ciphertext(G, bytes(plaintext), bytes(32))
 
     with pytest.raises(RuntimeError, match="zero key streams"):
         Sm2PublicKey(G, Transparent(G)).encrypt(b"plaintext")

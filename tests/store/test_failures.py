@@ -242,6 +242,10 @@ print("worked")
 
 def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
     """A file of mode 0400 is refused to whoever is not root, and as soon as it is 0600 again the store goes on."""
+    checkout = Path(__file__).parents[2]
+    is_searchable = all(place.stat().st_mode & 0o001 for place in (checkout, *checkout.parents))
+    if os.geteuid() == 0 and not is_searchable:
+        pytest.skip("this machine cannot run it as nobody, who may not read the checkout")
     folder = Path("/tmp") / f"keyd-read-only-{os.getpid()}"  # noqa: S108 - pytest's may be root's alone
     folder.mkdir(mode=0o700)
     try:
