@@ -259,13 +259,13 @@ static int take_method(cursor *c, uint8_t *kind) {
     return 0;
 }
 
-/* The card [card_id, historical, algorithm?, generation?]; checks what identity.py checks. A card that names the
-   version of its keys is Python's. */
+/* The card [card_id, historical, algorithm?, generation?, key_version?]; checks what identity.py checks. keyd's own
+   client names them all. A card of another than the current version, 0, is Python's. */
 static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, request *r) {
     uint8_t form, length;
     const uint8_t *id, *historical;
-    uint32_t algorithm = SM4_CARD, generation = THIRD_GENERATION;
-    if (!take_byte(c, &form) || form < 0x92 || form > 0x94) return 0;
+    uint32_t algorithm = SM4_CARD, generation = THIRD_GENERATION, version = 0;
+    if (!take_byte(c, &form) || form < 0x92 || form > 0x95) return 0;
     if (!take_bin(c, &length, &id) || length != 16) return 0;
     if (!take_bin(c, &length, &historical)) return 0;
     if (length == ATR_PREFIX_BYTES + HISTORICAL_BYTES && memcmp(historical, atr_prefix, ATR_PREFIX_BYTES) == 0) {
@@ -275,7 +275,8 @@ static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, requ
     }
     if (form > 0x92 && !take_uint(c, &algorithm)) return 0;
     if (form > 0x93 && !take_uint(c, &generation)) return 0;
-    if (algorithm > 0xFF || generation > 0xFF) return 0;
+    if (form > 0x94 && !take_uint(c, &version)) return 0;
+    if (algorithm > 0xFF || generation > 0xFF || version != 0) return 0;
     if (memcmp(id + 3, rid, sizeof rid) != 0 || memcmp(id + 8, historical + 9, 4) != 0) return 0;
     place->algorithm = (uint8_t)algorithm;
     place->generation = (uint8_t)generation;

@@ -80,10 +80,10 @@ static uint8_t *put_bin(uint8_t *at, const void *bytes, uint8_t length) {
     return at + length;
 }
 
-/* One request of a hot shape, in one of its forms: at most 118 bytes. */
+/* One request of a hot shape, in one of its forms: at most 119 bytes. */
 static size_t make_request(uint8_t *out) {
     uint8_t *at = out, id[16], historical[17] = {0x3B, 0x6D, 0, 0}, block[8];
-    uint32_t kind = draw(3), form = draw(4), optional = draw(3), region = draw(4);
+    uint32_t kind = draw(3), form = draw(4), optional = draw(4), region = draw(4);
     int is_atr = draw(2), has_address = kind == 2 || draw(2);
     memset(id, 0, sizeof id);
     id[0] = 0x51;
@@ -107,6 +107,7 @@ static size_t make_request(uint8_t *out) {
     at = is_atr ? put_bin(at, historical, 17) : put_bin(at, historical + 4, 13);
     if (optional > 0) *at++ = 3;
     if (optional > 1) *at++ = 3;
+    if (optional > 2) *at++ = 0;
     if (kind == 2) *at++ = 0x4C;
     for (int i = 0; i < 8; i++) block[i] = (uint8_t)draw(256);
     at = put_bin(at, block, 8);
@@ -251,9 +252,9 @@ static uint64_t round_of(pump *p, int epoll, line *lines) {
         else
             sent += length < PUMP_READ_BYTES ? length : PUMP_READ_BYTES;
     }
-    /* The shortest request has 80 bytes and the longest 118. */
+    /* The shortest request has 80 bytes and the longest 119. */
     require(handed <= sent, "more was handed up than was sent");
-    require(sent - handed >= answered * 80 && sent - handed <= answered * 118, "bytes were lost");
+    require(sent - handed >= answered * 80 && sent - handed <= answered * 119, "bytes were lost");
     size_t length;
     int fd;
     const uint8_t *last = pump_last_request(p, &length, &fd);

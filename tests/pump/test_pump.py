@@ -160,7 +160,6 @@ def not_the_pumps() -> Iterator[tuple[str, bytes]]:
         "generation 259": [[*card, SM4, 256 + 3], FACTOR, CHALLENGE],
         "SM4 of generation 2": [[*card, SM4, 2], FACTOR, CHALLENGE],
         "key version": [[*card, SM4, 3, 1], FACTOR, CHALLENGE],
-        "current key version": [[*card, SM4, 3, 0], FACTOR, CHALLENGE],
         "unknown key version": [[*card, SM4, 3, 2], FACTOR, CHALLENGE],
         "unknown card field": [[*card, SM4, 3, 0, 0], FACTOR, CHALLENGE],
         "unknown field": [card, FACTOR, CHALLENGE, IRK, 0],

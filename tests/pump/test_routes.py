@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -17,6 +18,8 @@ from keyd.keys.hierarchy import Region
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
 from keyd.keys.sam import CardKeyRef, CryptogramTask
+from keyd.protocol.commands import TABLE
+from keyd.protocol.connection import Ask, ClientConnection, ServerConnection
 from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import InternalCryptogram
 from keyd.pump import METHODS
@@ -112,6 +115,26 @@ def test_the_pump_answers_what_is_current_and_free(
     stand = stand_on(KeyRing(keys_with()))
     assert said(stand, hot(method)) is Status.OK
     assert is_pumped(stand, hot(method))
+
+
+@every_method
+def test_what_our_own_client_sends_is_pumped(
+    stand_on: Callable[[KeyRing], Stand], method: str
+) -> None:
+    """The client names every field, also those that have defaults: a field that is appended must not be too many."""
+    stand = stand_on(KeyRing(keys_with()))
+    assert said(stand, hot(method)) is Status.OK
+    (ask,) = _asks(hot(method))
+    request = msgspec.convert(ask.params, TABLE[method].request, builtin_types=(bytes,))
+    _msgid, sent = ClientConnection().ask(method, request)
+    assert sent != hot(method)
+    assert is_pumped(stand, sent)
+
+
+def _asks(data: bytes) -> list[Ask]:
+    connection = ServerConnection()
+    connection.receive_data_untrusted(data)
+    return connection.next_asks_untrusted(1)
 
 
 @every_method
