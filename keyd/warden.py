@@ -2,7 +2,7 @@
 
 The vault is synchronous and belongs on a worker thread. The warden runs it there, one call after another, moves the
 records of what was done from the store's outbox into the journal, and loads the ring whenever the vault holds
-something else. Sealing is the one thing that it does on the spot: keys are wiped before anything else runs.
+something else. Sealing waits a second at most for the store, and then for nothing: every key is wiped in one go.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How often to ask the store whether another keyd has changed it. A suspended key works for so long elsewhere.
+# How often to ask the store whether another keyd has changed it, and to look at the clock: a key that was stopped
+# there works for so long.
 POLL_SECONDS: Final = 1.0
 
 # Keys whose waiting period is over can wait for this.
@@ -58,7 +59,9 @@ UNSEALING_SECONDS: Final = 900.0
 
 
 class Ring(Protocol):
-    """What is asked of the key ring."""
+    """What is asked of the key ring. Its epoch grows whenever something else may be decided than before."""
+
+    epoch: int
 
     def load(
         self,
@@ -70,8 +73,8 @@ class Ring(Protocol):
     def refresh_at(self) -> float | None:
         """Return when next a key begins or ceases to be valid."""
 
-    def refresh(self) -> None:
-        """Decide everything afresh."""
+    def look_at_clock(self) -> None:
+        """Decide for this moment; if something is decided otherwise than before, it is another epoch."""
 
 
 class Warden:
@@ -91,6 +94,7 @@ class Warden:
         say: Callable[[str, str], None],
         adopted: Callable[[], None],
         checkpoints: Path | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.vault = vault
         self._store = store
@@ -102,9 +106,13 @@ class Warden:
         self._lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
         self._loaded: Contents | None = None
+        # What the ring's keys may, as it was loaded.
+        self._allowed: list[KeyHeader] | None = None
         self._wants_lease = trio.Event()
         self._shares_since = math.inf
         self._checkpoints = checkpoints
+        # The ring's clock: seconds since 1970.
+        self._now = now
         self._anchored = 0
         self._is_outbox_kept = False
         # The last backup, while an officer takes it in parts.
@@ -166,7 +174,7 @@ class Warden:
     def wipe(self) -> None:
         """Wipe every key in memory, now."""
         self._ring.load(())
-        self._loaded = None
+        self._loaded = self._allowed = None
         self._adopted()
         _core.wipe_all()
 
@@ -176,7 +184,7 @@ class Warden:
             nursery.start_soon(self._poll_forever)
             nursery.start_soon(self._lease_forever)
             nursery.start_soon(self._sweep_forever)
-            nursery.start_soon(self._refresh_forever)
+            nursery.start_soon(self._look_at_clock_forever)
             nursery.start_soon(self._anchor_forever)
 
     async def backup(self, officer: Officer, *, is_first: bool) -> bytes:
@@ -203,7 +211,7 @@ class Warden:
         head = self._journal.head()
         journal = JournalHead(self._instance, head.segment, head.number, head.link, head.time_ns)
         snapshot = self._store.load()
-        return make_backup(contents, snapshot, journal, int(time.time()), officer.title)
+        return make_backup(contents, snapshot, journal, int(self._now()), officer.title)
 
     async def close(self) -> None:
         """Hand leases back and put the last records into the journal."""
@@ -267,8 +275,13 @@ class Warden:
         if contents is None:
             self.wipe()
             return
-        self._ring.load(contents.loaded_keys, self.vault.quotas)
         self._loaded = contents
+        keys = contents.loaded_keys
+        allowed = [_without_counts(header) for header, _key in keys]
+        if allowed == self._allowed:
+            return  # a lease, a proposal: nothing that short cuts would have to forget
+        self._ring.load(keys, self.vault.quotas)
+        self._allowed = allowed
         self._adopted()
 
     async def _poll_forever(self) -> None:
@@ -334,16 +347,22 @@ class Warden:
             append_checkpoint(self._checkpoints, head, contents.identity)
         self._anchored = head.number
 
-    async def _refresh_forever(self) -> None:
+    async def _look_at_clock_forever(self) -> None:
         while True:
-            moment = self._ring.refresh_at()
-            # The wall clock may be set meanwhile: look again every minute at least.
-            wait = SWEEP_SECONDS if moment is None else moment - time.time()
-            await trio.sleep(min(max(wait, 0.0), SWEEP_SECONDS))
-            self._ring.refresh()
-            self._adopted()
+            moment, epoch = self._ring.refresh_at(), self._ring.epoch
+            # Not only then: a key with less time may come meanwhile, and somebody may set the clock.
+            wait = POLL_SECONDS if moment is None else moment - self._now()
+            await trio.sleep(min(max(wait, 0.0), POLL_SECONDS))
+            self._ring.look_at_clock()
+            # A request may have been quicker to notice: then it is another epoch all the same.
+            if self._ring.epoch != epoch:
+                self._adopted()
 
     def _lost(self, refusal: StoreUnavailable) -> None:
         if self.unavailable_because is None:
             self._say("store_unavailable", refusal.detail)
         self.unavailable_because = refusal.detail
+
+
+def _without_counts(header: KeyHeader) -> KeyHeader:
+    return msgspec.structs.replace(header, uses=0, revision=1)

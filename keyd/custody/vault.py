@@ -37,7 +37,7 @@ from keyd.custody.carrying_out import (
 )
 from keyd.custody.ceilings import LeasedQuota, next_lease
 from keyd.custody.ceremony import Ceremonies
-from keyd.custody.contents import Contents, HeldKey, open_contents
+from keyd.custody.contents import Contents, open_contents
 from keyd.custody.officers import (
     Officer,
     OfficerRole,
@@ -77,7 +77,7 @@ from keyd.errors import (
     ShareRefused,
     StoreUnavailable,
 )
-from keyd.keys.block import Domain, KeyState, Use
+from keyd.keys.block import Domain, KeyState
 from keyd.store.database import OutcomeUnknown
 from keyd.store.rows import Drop, Kind, Put
 
@@ -86,7 +86,6 @@ if TYPE_CHECKING:
 
     from keyd.crypto.shares import Share
     from keyd.custody.founding import Keeper
-    from keyd.keys.block import KeyHeader
     from keyd.store.database import Store
     from keyd.store.rows import Snapshot
 
@@ -824,15 +823,6 @@ class Vault:
         return int(self._now())
 
 
-def transport_keys(contents: Contents, domain: Domain) -> list[KeyHeader]:
-    """List a domain's key-transport keys."""
-    return [
-        held.header
-        for held in contents.keys.values()
-        if held.header.domain is domain and held.header.use is Use.TRANSPORT
-    ]
-
-
 def _about(proposal: Proposal, officer: Officer, name: str) -> Event:
     return {
         "event": name,
@@ -841,6 +831,3 @@ def _about(proposal: Proposal, officer: Officer, name: str) -> Event:
         "proposal": proposal.proposal_id.hex(),
         "action": str(msgspec.to_builtins(proposal.action)["action"]),
     }
-
-
-__all__ = ["Approved", "HeldKey", "Vault", "transport_keys"]

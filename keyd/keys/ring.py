@@ -172,7 +172,7 @@ class KeyRing:
 
     def compute(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
         """Compute a batch; see `keyd.keys.sam.Sam`. All of it is decided for one moment."""
-        self._look_at_clock()
+        self.look_at_clock()
         if self._counted:
             return self._compute_counted(tasks)
         return self._kernel.compute(tasks, self._open_city)
@@ -184,7 +184,7 @@ class KeyRing:
 
         None as well where uses are counted, which only the ring does.
         """
-        self._look_at_clock()
+        self.look_at_clock()
         if address in self._counted:
             return None
         return self._kernel.city(address, algorithm, region, purpose)
@@ -196,10 +196,11 @@ class KeyRing:
             AlgorithmNotSupported, KeyNotFound: there is none.
             KeyVersionRefused, KeyStateRefused, KeyNotValidNow, KeyUsageRefused: there is one, and it must not.
         """
-        self._look_at_clock()
+        self.look_at_clock()
         return self._resolve(ref).header
 
-    def _look_at_clock(self) -> None:
+    def look_at_clock(self) -> None:
+        """Decide for this moment from now on; if something is decided otherwise than before, it is another epoch."""
         self._at = self._now()
         # Not only the end: a clock that is set back makes keys unborn again.
         if not self._since <= self._at < self._until:

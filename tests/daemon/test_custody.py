@@ -597,6 +597,27 @@ def test_a_deactivated_key_produces_nothing_from_then_on_and_verifies_still(
         other.ask(Approve(activate.proposal_id))
 
 
+@every_tick
+def test_a_key_whose_time_is_over_answers_no_more_also_where_it_is_known_by_heart(
+    place: Callable[..., Place], tick: str
+) -> None:
+    """The pump has no clock, and the key's time was set while it was serving."""
+    keyd = place().start(tick)
+    terminal = keyd.terminal()
+    key_id = header_of(keyd.founded).key_id
+    until = int(time.time()) + 3
+    keyd.decide(Domain.SOCIAL, act.Permit(key_id, valid_until=until))
+    answered = 0
+    while (status := status_of(ask(terminal, hot(INTERNAL_CRYPTOGRAM)))) is Status.OK:
+        answered += 1
+        assert time.time() < until + SOON
+    assert status is Status.KEY_NOT_VALID_NOW
+    assert answered
+    # And again: the request that was refused has taught nobody anything.
+    assert status_of(ask(terminal, hot(INTERNAL_CRYPTOGRAM))) is Status.KEY_NOT_VALID_NOW
+    assert status_of(ask(terminal, hot(EXTERNAL_AUTHENTICATE))) is Status.OK
+
+
 # Ceilings ---------------------------------------------------------------------------------------------------
 
 CEILING: Final = 250
