@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from keyd.audit.journal import CardIds, Journal
+from keyd.audit.journal import Journal
 from keyd.audit.records import FIRST_RECORD, Anchor
 from keyd.audit.verify import verify
 from keyd.config import ConfigError, expand
@@ -87,7 +87,6 @@ def open_journal(audit: Audit) -> Journal:
             audit.instance,
             clock_ns=time.time_ns,
             segment_bytes=audit.segment_bytes,
-            card_ids=CardIds(audit.card_ids),
             retain_segments=audit.retain_segments,
         )
     except AuditUnavailable as error:

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
+import msgspec
 import pytest
 
 from keyd.audit.journal import Journal
@@ -23,6 +24,8 @@ from keyd.keys.sam import purpose
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import BATCHES, TABLE
 from keyd.protocol.connection import Ask, answer_bytes
+from keyd.protocol.messages.card import InternalCryptogram
+from keyd.protocol.messages.daemon import AskRandom
 from keyd.protocol.proof import terminal_proof
 from keyd.pump import METHODS
 from keyd.pump._pump import Pump
@@ -54,6 +57,21 @@ if TYPE_CHECKING:
 
 UNAVAILABLE: Final = int(Status.AUDIT_UNAVAILABLE)
 CODE: Final = "DEV-0001"
+
+
+@pytest.mark.parametrize(
+    ("card_ids", "kept"),
+    [("whole", slice(0, 16)), ("masked", slice(0, 3)), ("none", slice(0, 0))],
+)
+def test_what_is_recorded_of_a_card(tmp_path: Path, card_ids: str, kept: slice) -> None:
+    """The first three bytes are its region; the rest tells one holder from another."""
+    params = [identity(), FACTOR, CHALLENGE]
+    ask = msgspec.convert(params, InternalCryptogram, builtin_types=(bytes,))
+    with closing(Journal(tmp_path, "keyd", clock_ns=time.time_ns)) as journal:
+        numbers = Numbers(journal, ring(), card_ids)
+    assert numbers.card_id(ask) == ask.card.card_id[kept].ljust(16, b"\0")
+    assert numbers.card_id(AskRandom(8)) == bytes(16)
+    assert numbers.card_id(None) == bytes(16)
 
 
 class Keyd:

@@ -16,12 +16,10 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from keyd.audit.records import (
-    CARD_ID_BYTES,
     FIRST_RECORD,
     FIRST_SEGMENT,
     HEADER_MAX,
@@ -81,27 +79,7 @@ RECOVERY_BYTES: Final = 2 * RESERVE_BYTES
 # What the reserve helps against. EFBIG is the limit of RLIMIT_FSIZE or of the filesystem.
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-# The first bytes of a card identifier that may be shown: region and the first byte of the RID.
-_MASK_BYTES: Final = 3
-
 _APPENDING: Final = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class CardIds(StrEnum):
-    """What the journal keeps of a card identifier."""
-
-    WHOLE = "whole"
-    MASKED = "masked"
-    """The region: the first 3 bytes, and zeros."""
-    NONE = "none"
-
-    def keep(self, card: bytes) -> bytes:
-        """Return the 16 bytes that go into a use record."""
-        if self is CardIds.WHOLE:
-            return card
-        if self is CardIds.NONE:
-            return bytes(CARD_ID_BYTES)
-        return card[:_MASK_BYTES] + bytes(CARD_ID_BYTES - _MASK_BYTES)
 
 
 class _Segment:
@@ -187,7 +165,6 @@ class Journal:
         clock_ns: Callable[[], int],
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         segment_bytes: int = SEGMENT_BYTES,
-        card_ids: CardIds = CardIds.MASKED,
         retain_segments: int | None = None,
     ) -> None:
         """Open the journal in a folder, or begin one.
@@ -201,7 +178,6 @@ class Journal:
             raise ValueError("a journal keeps at least the segment that it writes")
         self.folder = folder
         self.instance = instance
-        self.card_ids = card_ids
         self._clock_ns = clock_ns
         self._monotonic_ns = monotonic_ns
         self._segment_bytes = segment_bytes

@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Verify and read a journal, offline; keyd may go on writing it.", no_args_is_help=True
 )
 
-# The newest of a store's anchors: the last of them is what a cut shows against, and one is made each minute.
+# The newest of a store's anchors: the last of them is what a cut shows against.
 MAX_ANCHORS = 1000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

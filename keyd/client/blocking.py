@@ -44,6 +44,7 @@ class Client:
         timeout: float = 10.0,
         backoff: Backoff | None = None,
     ) -> None:
+        self._place = address
         self._address = parse_address(address)
         self._enrolment = enrolment
         self._timeout = timeout
@@ -115,7 +116,9 @@ class Client:
                 sock = socket.create_connection(self._address, self._timeout)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
-            raise ConnectionLost(f"cannot connect: {error.strerror or error}") from None
+            raise ConnectionLost(
+                f"cannot connect to {self._place}: {error.strerror or error}"
+            ) from None
         self._sock = sock
         self._conversation = Conversation()
         if self._enrolment is not None:

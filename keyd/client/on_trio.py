@@ -41,6 +41,7 @@ class AsyncClient:
         timeout: float = 10.0,
         backoff: Backoff | None = None,
     ) -> None:
+        self._place = address
         self._address = parse_address(address)
         self._enrolment = enrolment
         self._timeout = timeout
@@ -117,7 +118,7 @@ class AsyncClient:
                 else:
                     stream = await trio.open_tcp_stream(*self._address)
         except (OSError, trio.TooSlowError) as error:
-            raise ConnectionLost(f"cannot connect: {error}") from None
+            raise ConnectionLost(f"cannot connect to {self._place}: {error}") from None
         self._stream = stream
         self._conversation = Conversation()
         if self._enrolment is not None:

@@ -19,6 +19,7 @@ from keyd.custody import lifecycle
 from keyd.custody.bodies import seal_key_row, seal_row
 from keyd.custody.ceremony import generate_in_components
 from keyd.custody.officers import Officer, OfficerRole, require_public_key
+from keyd.custody.proposals import FOR_COMPONENT
 from keyd.custody.transport import unwrap_from_transport, wrap_for_transport
 from keyd.errors import (
     BadParameter,
@@ -268,7 +269,7 @@ def _give_components(work: Work, action: act.GiveComponents) -> Outcome:
     custodians = _custodians(work.contents, work.domain, action.custodians)
     key, envelopes = generate_in_components(action.key.algorithm, custodians, work.random_bytes)
     outcome = _new_key(work, action.key, key)
-    outcome.result |= {f"component for {code}": sealed for code, sealed in envelopes.items()}
+    outcome.result |= {FOR_COMPONENT + code: sealed for code, sealed in envelopes.items()}
     return outcome
 
 

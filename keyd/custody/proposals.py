@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Final
 
+import msgspec
 from msgspec import Meta, Struct
 
 from keyd.custody.actions import Action
@@ -35,6 +36,16 @@ class ProposalState(enum.StrEnum):
     REJECTED = "rejected"
 
 
+# How a result names what is encrypted to one custodian, before the custodian's code.
+FOR_COMPONENT: Final = "component for "
+FOR_SHARE: Final = "share for "
+
+
+def is_envelope(name: str) -> bool:
+    """Whether a part of a result is for one custodian alone."""
+    return name.startswith((FOR_COMPONENT, FOR_SHARE))
+
+
 class Proposal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One proposal. `result` is what carrying it out gave to the public: wrapped keys, ciphertext by custodian."""
 
@@ -50,6 +61,16 @@ class Proposal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
     decided_at: Seconds = 0
     result: dict[str, bytes] = {}
     revision: Annotated[int, Meta(ge=1)] = 1
+
+    @property
+    def has_envelopes(self) -> bool:
+        """Whether it still holds what one custodian alone may take."""
+        return any(map(is_envelope, self.result))
+
+    def without_envelopes(self) -> Proposal:
+        """Return it without what custodians were to take."""
+        left = {name: value for name, value in self.result.items() if not is_envelope(name)}
+        return msgspec.structs.replace(self, result=left, revision=self.revision + 1)
 
     @property
     def is_closed(self) -> bool:

@@ -47,6 +47,8 @@ from keyd.custody.officers import (
 )
 from keyd.custody.proposals import (
     DEFAULT_LIFETIME_SECONDS,
+    FOR_COMPONENT,
+    FOR_SHARE,
     MAX_CLOSED_PROPOSALS,
     MAX_LIFETIME_SECONDS,
     MAX_OPEN_PROPOSALS,
@@ -447,8 +449,8 @@ class Vault:
             contents = self._open_contents()
             officer = self._serving(contents, officer)
             proposal = contents.proposal(proposal_id, officer.domain)
-            for what in ("component", "share"):
-                envelope = proposal.result.get(f"{what} for {officer.code}")
+            for what, prefix in (("component", FOR_COMPONENT), ("share", FOR_SHARE)):
+                envelope = proposal.result.get(prefix + officer.code)
                 if envelope is not None:
                     self._record(_about(proposal, officer, f"{what}.taken"))
                     return envelope
@@ -501,7 +503,7 @@ class Vault:
     ) -> Approved:
         custodians = require_rekey(contents, proposal.domain, action)
         staged = StagedSeal(contents, action, custodians, self._seconds(), self._random_bytes)
-        result = {f"share for {code}": sealed for code, sealed in staged.envelopes.items()}
+        result = {FOR_SHARE + code: sealed for code, sealed in staged.envelopes.items()}
         result["salt"] = staged.salt
         waiting = self._decided(proposal, officer, ProposalState.STAGED, result)
         outcome = Outcome(
@@ -568,51 +570,67 @@ class Vault:
             return has_changed
 
     def sweep(self) -> bool:
-        """Delete keys whose waiting period is over, and old proposals. Returns whether there was anything to do."""
+        """Delete what nobody may have any more: keys whose waiting period is over, old proposals, their envelopes.
+
+        Returns whether there was anything to do.
+        """
         with self._turn():
             contents = self._contents
             if contents is None:
                 return False
             now = self._seconds()
-            outcome = Outcome()
-            for held in contents.keys.values():
-                header = held.header
-                if (
-                    held.key is not None
-                    and header.state is KeyState.DESTROYED
-                    and now >= header.destroy_after
-                ):
-                    gone = lifecycle.changed(header)
-                    lmk = contents.seal.wrapping_keys[header.domain]
-                    outcome.changes.append(Put(seal_key_row(lmk, gone, None, self._random_bytes)))
-                    outcome.events.append(
-                        {
-                            "event": "key.gone",
-                            "domain": header.domain.value,
-                            "key": header.label,
-                            "key_id": header.key_id.hex(),
-                        }
-                    )
-            closed = sorted(
-                (p for p in contents.proposals.values() if p.is_closed or now >= p.expires_at),
-                key=lambda p: p.expires_at,
-            )
-            outcome.changes += [
-                Drop(Kind.PROPOSAL, p.proposal_id, p.revision)
-                for p in closed[: max(0, len(closed) - MAX_CLOSED_PROPOSALS)]
-            ]
-            still_open = {
-                key: p
-                for key, p in contents.proposals.items()
-                if not p.is_closed and now < p.expires_at
-            }
-            self._ceremonies.forget_others(still_open)
-            for proposal_id in [known for known in self._staged if known not in still_open]:
-                del self._staged[proposal_id]
+            self._forget_ceremonies(contents, now)
+            outcome = self._gone_keys(contents, now)
+            outcome.changes += self._tidied_proposals(contents, now)
             if not outcome.changes:
                 return False
             self._commit(outcome)
             return True
+
+    def _forget_ceremonies(self, contents: Contents, now: int) -> None:
+        still_open = {
+            key: p
+            for key, p in contents.proposals.items()
+            if not p.is_closed and now < p.expires_at
+        }
+        self._ceremonies.forget_others(still_open)
+        for proposal_id in [known for known in self._staged if known not in still_open]:
+            del self._staged[proposal_id]
+
+    def _gone_keys(self, contents: Contents, now: int) -> Outcome:
+        outcome = Outcome()
+        for held in contents.keys.values():
+            header = held.header
+            is_over = header.state is KeyState.DESTROYED and now >= header.destroy_after
+            if held.key is None or not is_over:
+                continue
+            lmk = contents.seal.wrapping_keys[header.domain]
+            gone = seal_key_row(lmk, lifecycle.changed(header), None, self._random_bytes)
+            outcome.changes.append(Put(gone))
+            outcome.events.append(
+                {
+                    "event": "key.gone",
+                    "domain": header.domain.value,
+                    "key": header.label,
+                    "key_id": header.key_id.hex(),
+                }
+            )
+        return outcome
+
+    def _tidied_proposals(self, contents: Contents, now: int) -> list[Put | Drop]:
+        over = [p for p in contents.proposals.values() if p.is_closed or now >= p.expires_at]
+        over.sort(key=lambda p: p.expires_at)
+        too_many = max(0, len(over) - MAX_CLOSED_PROPOSALS)
+        changes: list[Put | Drop] = [
+            Drop(Kind.PROPOSAL, p.proposal_id, p.revision) for p in over[:too_many]
+        ]
+        # Whoever was to have a component or a share has it by then; backups need no copy of it.
+        changes += [
+            self._put_proposal(contents, p.without_envelopes())
+            for p in over[too_many:]
+            if now >= p.expires_at and p.has_envelopes
+        ]
+        return changes
 
     def renew_quotas(self) -> None:
         """Take another lease for every key with a ceiling whose quota is low, and write it before it is used.

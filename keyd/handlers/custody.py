@@ -16,7 +16,7 @@ from keyd.custody.officers import (
     SignedCommand,
     require_role,
 )
-from keyd.custody.proposals import ProposalState
+from keyd.custody.proposals import ProposalState, is_envelope
 from keyd.errors import (
     BadParameter,
     ChallengeExpired,
@@ -330,11 +330,7 @@ def _seal_state(warden: Warden) -> SealState:
 
 def _outcome(warden: Warden, proposal: Proposal) -> ProposalOutcome:
     # What is for one custodian alone is theirs to take, though nobody else could open it.
-    result = {
-        name: value
-        for name, value in proposal.result.items()
-        if not name.startswith(("component for ", "share for "))
-    }
+    result = {name: value for name, value in proposal.result.items() if not is_envelope(name)}
     return ProposalOutcome(_report(warden, proposal), result)
 
 

@@ -62,6 +62,10 @@ OUTBOX_BATCH: Final = 1024
 # Enough to check a journal against; older ones are found by asking for more.
 ANCHORS_BATCH: Final = 100
 
+# A week of them, at one a minute. Every link depends on all before it, so what is older tells nothing that these do
+# not.
+KEPT_ANCHORS: Final = 10_000
+
 # How many numbers or rows one statement holds: SQLite allows 32 766 variables, and a row has six.
 STATEMENT_BATCH: Final = 500
 
@@ -240,7 +244,7 @@ class Store:
         self._write(work)
 
     def put_anchor(self, anchor: Anchor) -> None:
-        """Keep an anchor. Keeping the same one again does nothing.
+        """Keep an anchor, and of the older ones KEPT_ANCHORS - 1. Keeping the same one again does nothing.
 
         Raises:
             ChangedMeanwhile: another link stands at that place: there are two journals of one instance.
@@ -256,6 +260,7 @@ class Store:
             link = connection.scalar(select(ANCHORS.c.link).where(place))
             if link is None:
                 _insert(connection, ANCHORS, values)
+                _forget_old_anchors(connection, anchor.instance)
             elif bytes(link) != anchor.link:
                 raise ChangedMeanwhile("another anchor stands at that place of the journal already")
 
@@ -462,6 +467,18 @@ def _insert(connection: Connection, table: Table, values: Mapping[str, object]) 
     # Not by counting: for an INSERT, not every driver's count reaches us.
     if connection.execute(statement.returning(*table.primary_key)).first() is None:
         raise ChangedMeanwhile
+
+
+def _forget_old_anchors(connection: Connection, instance: str) -> None:
+    ours = ANCHORS.c.instance == instance
+    newest_first = (ANCHORS.c.segment.desc(), ANCHORS.c.sequence.desc())
+    last = select(ANCHORS.c.segment, ANCHORS.c.sequence).where(ours).order_by(*newest_first)
+    oldest = connection.execute(last.offset(KEPT_ANCHORS).limit(1)).first()
+    if oldest is not None:
+        is_before = (ANCHORS.c.segment < oldest.segment) | (
+            (ANCHORS.c.segment == oldest.segment) & (ANCHORS.c.sequence <= oldest.sequence)
+        )
+        connection.execute(delete(ANCHORS).where(ours & is_before))
 
 
 def _expected(change: Put | Drop) -> tuple[Kind, bytes, int]:

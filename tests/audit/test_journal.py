@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyd.audit.journal import RESERVE_NAME, CardIds, Journal, segments_of
+from keyd.audit.journal import RESERVE_NAME, Journal, segments_of
 from keyd.audit.query import EventRecord, UseRecord, query
 from keyd.audit.records import Use, encode_use, segment_name
 from keyd.audit.verify import verify
@@ -151,18 +151,6 @@ def test_nothing_appended_is_no_frame(journal: Journal) -> None:
     before = journal.head()
     assert journal.append() == before.number
     assert journal.head() == before
-
-
-@pytest.mark.parametrize(
-    ("keeps", "kept"),
-    [
-        (CardIds.WHOLE, bytes(range(16))),
-        (CardIds.MASKED, b"\0\1\2" + bytes(13)),
-        (CardIds.NONE, bytes(16)),
-    ],
-)
-def test_what_is_kept_of_a_card(keeps: CardIds, kept: bytes) -> None:
-    assert keeps.keep(bytes(range(16))) == kept
 
 
 # --- the folder and its files --------------------------------------------------------------------------

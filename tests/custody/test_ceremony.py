@@ -336,6 +336,22 @@ def test_components_are_given_to_different_custodians(
         world.propose(SOCIAL, act.GiveComponents(spec(), custodians))
 
 
+def test_what_was_for_one_custodian_is_not_kept_beyond_the_proposals_time(world: World) -> None:
+    """Nor in a backup, which outlives the officer's key."""
+    given = world.decide(SOCIAL, act.GiveComponents(spec(), ("a", "b")))
+    component = given.result["component for a"]
+    world.vault.sweep()
+    assert world.taken(given, "a")
+    world.clock.now = given.expires_at
+    assert world.vault.sweep()
+    left = contents_of(world.vault).proposals[given.proposal_id]
+    assert set(left.result) == {"key_id", "kcv"}
+    assert not any(component in row.body for row in world.store.load().rows)
+    with pytest.raises(ComponentRefused, match="nothing for"):
+        world.taken(given, "a")
+    assert not world.vault.sweep()
+
+
 @pytest.mark.parametrize("algorithm", SOFTWARE, ids=str)
 def test_an_envelope_holds_the_key_that_was_announced_or_none(
     world: World, algorithm: Algorithm

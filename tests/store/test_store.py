@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import event, text
 
 from keyd.errors import ChangedMeanwhile, StoreUnavailable
+from keyd.store import database
 from keyd.store.database import ANCHORS_BATCH, OUTBOX_BATCH, OutcomeUnknown, Store
 from keyd.store.rows import (
     MAX_BODY_BYTES,
@@ -217,6 +219,18 @@ def test_anchors_come_newest_first_and_no_place_has_two(store: Store) -> None:
     assert store.anchors("a") == [anchor(1, segment=1), anchor(3), anchor(2), anchor(1)]
     assert store.anchors("a", limit=1) == [anchor(1, segment=1)]
     assert store.anchors("b") == []
+
+
+def test_of_many_anchors_the_newest_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One a minute for ever is a table that grows for ever; another instance's are none of this one's business."""
+    monkeypatch.setattr(database, "KEPT_ANCHORS", 3)
+    other = msgspec.structs.replace(anchor(1), instance="b")
+    store.put_anchor(other)
+    for segment, sequence in ((0, 5), (0, 6), (1, 7), (1, 8), (2, 9)):
+        store.put_anchor(anchor(sequence, segment=segment))
+    kept = [(1, 7), (1, 8), (2, 9)]
+    assert store.anchors("a") == [anchor(n, segment=s) for s, n in reversed(kept)]
+    assert store.anchors("b") == [other]
     assert store.change_number() == 0
     assert ANCHORS_BATCH >= 4
 
