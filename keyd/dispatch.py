@@ -420,7 +420,7 @@ class _Tick:
             if not asked.number:
                 continue
             if asked.is_authentication:
-                asked.session.terminal = None
+                asked.session.leave()
             for place in range(asked.first, asked.first + (asked.items or 1)):
                 if not isinstance(self._outcomes[place], Slow):
                     self._outcomes[place] = refusal

@@ -93,7 +93,7 @@ class Keyd:
         self.services = make_services()
         self.dispatch = Dispatch(self.services, self.meter, events, self.recorder)
         self.session = Session(7)
-        self.session.terminal = Terminal(CODE, synthetic_terminal_key(CODE))
+        self.session.enter(Terminal(CODE, synthetic_terminal_key(CODE)))
 
     def run(self, *requests: tuple[Session, str, list[Any]]) -> Decided:
         return self.dispatch.run(

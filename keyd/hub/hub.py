@@ -391,7 +391,7 @@ class Hub:
             session = peer.session
             if self._recorder is not None and session.recorded_at > self._recorder.durable:
                 # Whoever was told that it could not be recorded did not become a terminal by it.
-                session.terminal = None
+                session.leave()
         self._flush_all(peers)
 
     def _flush_all(self, peers: Sequence[Peer]) -> None:
@@ -532,6 +532,7 @@ class Hub:
             self._numbers,
             is_operator=is_unix and _is_operator(sock),
             is_administration=is_administration,
+            source=_source(sock, is_unix),
         )
         peer = Peer(sock, session)
         peer.arrived = self._clock()
@@ -540,9 +541,7 @@ class Hub:
         self._epoll.register(peer.fd, select.EPOLLIN)
         self._deadlines.fresh[peer] = peer.arrived + self.limits.first_message_seconds
         self._meter.opened()
-        self._events.peer(
-            "connection_opened", connection=peer.session.number, source=_source(sock, is_unix)
-        )
+        self._events.peer("connection_opened", connection=session.number, source=session.source)
 
     def _break_off(self, peer: Peer, refusal: Refusal, reason: str) -> None:
         """Say one last thing, and close once it has left."""
@@ -591,6 +590,7 @@ class Hub:
             reason=reason,
             terminal=terminal.code if terminal else None,
         )
+        peer.session.leave()
 
     def _close_all(self) -> None:
         self._events.say_left_out()

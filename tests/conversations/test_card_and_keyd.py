@@ -81,7 +81,7 @@ def ask() -> Ask:
     )
     dispatch = Dispatch(services, Meter(), Events(time.monotonic))
     session = Session(1)
-    session.terminal = Terminal("DEV-0001", bytes(16))
+    session.enter(Terminal("DEV-0001", bytes(16)))
     client, server = ClientConnection(), ServerConnection()
 
     def ask_one(request: Request[Any]) -> Any:

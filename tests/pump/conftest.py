@@ -228,7 +228,7 @@ class Stand:
         self._dispatch = Dispatch(self.services, self._meter, _Quiet(time.monotonic))
         self.routes = Routes(self.pump, keys or ring(), self.services)
         self._session = Session(1)
-        self._session.terminal = Terminal("DEV-0001", synthetic_terminal_key("DEV-0001"))
+        self._session.enter(Terminal("DEV-0001", synthetic_terminal_key("DEV-0001")))
 
     def close(self) -> None:
         self._opened.close()

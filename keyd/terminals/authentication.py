@@ -1,8 +1,4 @@
-"""Terminals: who is enrolled, and how one proves itself on a connection.
-
-For now the registry is a mapping from code to a 16-byte terminal key, read from a file. The seam for what
-comes (roles, SM2, states, expiry) is here: everything else asks a `Session` who it is and nothing more.
-"""
+"""How a terminal and keyd prove themselves to each other on a connection."""
 
 from __future__ import annotations
 
@@ -12,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from keyd.errors import ChallengeExpired, TerminalNotAuthentic
+from keyd.policy.limits import Asker
 from keyd.protocol.proof import CHALLENGE_BYTES, TERMINAL_KEY_BYTES, keyd_proof, terminal_proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from keyd.terminals.session import Session
 
 # Long enough for a terminal on a slow line, too short to be worth collecting.
 CHALLENGE_SECONDS: Final = 30
@@ -27,12 +26,23 @@ MAX_FAILURES: Final = 3
 class Terminal:
     """An enrolled terminal. Its key is used here and shown nowhere."""
 
-    __slots__ = ("_key", "code")
+    __slots__ = ("_key", "asker", "code", "region", "roles")
 
-    def __init__(self, code: str, key: bytes) -> None:
+    def __init__(
+        self,
+        code: str,
+        key: bytes,
+        roles: frozenset[str] = frozenset(),
+        organisation: str = "",
+        region: str = "",
+    ) -> None:
         if len(key) != TERMINAL_KEY_BYTES:
             raise ValueError(f"a terminal key has {TERMINAL_KEY_BYTES} bytes")
         self.code = code
+        # What the policy asks of a terminal: its roles, whom to count, and the six digits of where it stands.
+        self.roles = roles
+        self.asker = Asker(code, organisation)
+        self.region = region
         self._key = key
 
     def terminal_proof(self, theirs: bytes, ours: bytes) -> bytes:
@@ -58,34 +68,6 @@ class OpenChallenge(Struct, frozen=True):
     theirs: bytes
     ours: bytes
     deadline: float
-
-
-class Session:
-    """What keyd knows of the other end of one connection."""
-
-    __slots__ = (
-        *("challenge", "failures", "is_administration", "is_operator", "must_close", "number"),
-        *("numbered", "officer_challenge", "recorded_at", "terminal", "terminal_number"),
-    )
-
-    def __init__(
-        self, number: int, *, is_operator: bool = False, is_administration: bool = False
-    ) -> None:
-        self.number = number
-        self.is_operator = is_operator
-        # Whether it came in by the administration's socket.
-        self.is_administration = is_administration
-        # What the next officer's command must be signed over, and until when.
-        self.officer_challenge: tuple[bytes, float] | None = None
-        self.terminal: Terminal | None = None
-        self.challenge: OpenChallenge | None = None
-        self.failures = 0
-        self.must_close = False
-        # The terminal's number in the journal, and whose number that is.
-        self.terminal_number = 0
-        self.numbered: Terminal | None = None
-        # The place in the journal of the record of its authentication.
-        self.recorded_at = 0
 
 
 class Terminals:
@@ -116,7 +98,7 @@ class Terminals:
             TerminalNotAuthentic: the proof is wrong, or nobody of that code is enrolled.
         """
         challenge, session.challenge = session.challenge, None
-        session.terminal = None
+        session.leave()
         if session.must_close:
             raise TerminalNotAuthentic  # too late: the line is about to be cut
         if challenge is None or now > challenge.deadline:
@@ -129,7 +111,7 @@ class Terminals:
             session.failures += 1
             session.must_close = session.failures >= MAX_FAILURES
             raise TerminalNotAuthentic
-        session.terminal = enrolled
+        session.enter(enrolled)
         session.failures = 0
         return enrolled.keyd_proof(challenge.theirs, challenge.ours)
 
@@ -139,4 +121,7 @@ class Terminals:
         if was is None:
             return
         now = self._terminals.get(was.code)
-        session.terminal = now if now is not None and now.has_same_key(was) else None
+        if now is not None and now.has_same_key(was):
+            session.enter(now)
+        else:
+            session.leave()
