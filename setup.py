@@ -95,9 +95,15 @@ core = Extension(
 
 pump = Extension(
     "keyd.pump._pump",
-    ["keyd/pump/_pump.pyx", "keyd/pump/pump.c"],
+    ["keyd/pump/_pump.pyx", "keyd/pump/pump.c", "keyd/pump/seen.c"],
     include_dirs=["keyd/pump", NATIVE],
-    depends=["setup.py", "keyd/pump/pump.h", f"{NATIVE}/card.h", f"{NATIVE}/arena.h"],
+    depends=[
+        "setup.py",
+        "keyd/pump/pump.h",
+        "keyd/pump/seen.h",
+        f"{NATIVE}/card.h",
+        f"{NATIVE}/arena.h",
+    ],
     extra_compile_args=FLAGS,
     extra_link_args=LINK,
 )

@@ -122,6 +122,7 @@ def _services() -> Services:
         selftest=require_selftest(),
         run_selftest=run_selftest,
         clock=time.monotonic,
+        now=time.time,
         random_bytes=secrets.token_bytes,
     )
 

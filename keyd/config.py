@@ -10,12 +10,17 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from keyd.policy import PolicyError, read_policy
 from keyd.protocol.fields import TerminalCode
+
+if TYPE_CHECKING:
+    from keyd.policy import PolicyFile
+    from keyd.policy.catalogue import Catalogue
 
 _LONG_HEX: Final = re.compile(r"[0-9A-Fa-f]{16,}")
 
@@ -51,6 +56,12 @@ class Terminals(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the enrolled terminals come from."""
 
     file: str
+
+
+class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where it is said who may ask for what."""
+
+    file: str | None = None
 
 
 class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -117,12 +128,27 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     store: StoreConfig
     terminals: Terminals
     audit: Audit
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     custody: CustodyConfig = field(default_factory=CustodyConfig)
     listen: Listen = field(default_factory=Listen)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: Log = field(default_factory=Log)
     cards: Cards = field(default_factory=Cards)
     seal: SealConfig = field(default_factory=SealConfig)
+
+
+def read_policy_file(path: Path, known: Catalogue) -> PolicyFile:
+    """Read and check a policy file as a whole.
+
+    Raises:
+        ConfigError: it cannot be read, or anything in it is wrong; a line for each fault.
+    """
+    try:
+        return read_policy(path.read_bytes(), known)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except PolicyError as error:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in error.faults)) from None
 
 
 class _EnrolledTerminal(Struct, frozen=True, forbid_unknown_fields=True):

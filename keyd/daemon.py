@@ -30,10 +30,12 @@ from keyd.config import (
     LimitsConfig,
     Listen,
     Log,
+    PolicyConfig,
     StoreConfig,
     expand,
     load_config,
     load_terminals,
+    read_policy_file,
 )
 from keyd.config import (
     Terminals as TerminalsConfig,
@@ -43,6 +45,7 @@ from keyd.crypto.native._core import KeyMemoryError, open_arena
 from keyd.crypto.selftest import require_selftest, run_selftest
 from keyd.dispatch import Dispatch
 from keyd.errors import Refusal
+from keyd.gate import SECRET_BYTES, Gate
 from keyd.handlers.services import Services
 from keyd.hardening import forbid_dumps, swap_warnings
 from keyd.hub import Hub, Limits
@@ -60,9 +63,10 @@ from keyd.listening import (
     name_of,
     require_local,
 )
+from keyd.needs import Needs, catalogue
 from keyd.opening import open_custody, open_journal
 from keyd.ops import Operations
-from keyd.pump._pump import Pump
+from keyd.pump._pump import Pump, SeenCards
 from keyd.recorder import Recorder
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter, configure_logging
@@ -70,10 +74,12 @@ from keyd.terminals import Terminals
 from keyd.uses import Numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from keyd.audit.journal import Journal
+    from keyd.cards.profile import Profile
     from keyd.opening import Custody
+    from keyd.policy import PolicyFile, Strange
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
@@ -107,8 +113,10 @@ class Daemon:
         self,
         config: Config,
         read_config: Callable[[], Config],
+        load_terminals: Callable[[Config], Terminals],
         services: Services,
         ring: KeyRing,
+        policy: PolicyFile | None,
         journal: Journal | None,
         listeners: Sequence[socket.socket],
         administration: Sequence[socket.socket],
@@ -116,6 +124,7 @@ class Daemon:
     ) -> None:
         self._config = config
         self._read_config = read_config
+        self._load_terminals = load_terminals
         self._services = services
         self._listeners = listeners
         self._administration = administration
@@ -128,10 +137,14 @@ class Daemon:
         limits = _limits(config)
         pump_type = None if os.environ.get("KEYD_TICK") == "python" else Pump
         self._hub = Hub(dispatch, self._meter, self._events, limits, services.clock, pump_type)
+        self._routes: Routes | None = None
         if self._hub.pump is not None:
             numbers = self._recorder.numbers if self._recorder is not None else None
-            dispatch.short_cut = Routes(self._hub.pump, ring, services, numbers)
+            self._routes = Routes(self._hub.pump, ring, services, numbers)
+            dispatch.short_cut = self._routes
         self._dispatch = dispatch
+        if policy is not None:
+            self._enforce(policy)
         self._ring = ring
         self._custody: Custody | None = None
         # Whether systemd has been told so; before that, nothing else is said to it.
@@ -142,6 +155,36 @@ class Daemon:
             services.warden = self._custody.warden
             services.is_sealed = True
         self._show()
+
+    def _enforce(self, policy: PolicyFile) -> None:
+        """Let a policy be in force from now on."""
+        gate = self._dispatch.gate
+        if gate is not None:
+            gate.take_over(policy)
+        else:
+            gate = Gate(
+                policy,
+                Needs(self._services.profiles),
+                secrets.token_bytes(SECRET_BYTES),
+                self._say_strange,
+                self._new_seen,
+            )
+            self._dispatch.gate = gate
+            self._meter.cards_forgotten = lambda: gate.forgotten
+        if self._routes is not None:
+            self._routes.gate = gate
+            self._routes.forget()
+            self._hub.watch(self._seen, gate.window_seconds)
+        self._hub.readmit()
+
+    def _new_seen(self) -> SeenCards:
+        # The pump notes cards in it as well.
+        self._seen = SeenCards(secrets.token_bytes(8))
+        return self._seen
+
+    def _say_strange(self, strange: Strange, terminal: str) -> None:
+        self._meter.strange(strange.value)
+        self._events.peer("card_strange", what=strange.value, terminal=terminal)
 
     def _record_in(self, journal: Journal, ring: KeyRing) -> Recorder:
         audit = self._config.audit
@@ -254,12 +297,15 @@ class Daemon:
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._read_config()
-            terminals = _load_terminals(config, is_dev=self._services.has_synthetic_keys)
+            terminals = self._load_terminals(config)
+            policy = _read_policy(config, self._services.profiles)
             limits = _limits(config)
             allow_descriptors(limits.connections)
         except (ConfigError, CannotStart) as error:
             self._events.warning("reload_refused", detail=str(error))
         else:
+            if policy is not None:
+                self._enforce(policy)
             self._services.terminals = terminals
             self._hub.review(terminals)
             self._hub.limits = limits
@@ -268,7 +314,7 @@ class Daemon:
             if _fixed(config) != _fixed(self._config):
                 self._events.warning(
                     "reload_partial",
-                    detail="only terminals, limits and log change without a restart",
+                    detail="only terminals, policy, limits and log change without a restart",
                 )
             self._show()
             self._events.info("reloaded", terminals=len(terminals))
@@ -328,12 +374,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="written",
         help="with --journal: when an answer may leave",
     )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="with --dev: who may ask for what; without it, everybody may ask for everything",
+    )
+    parser.add_argument(
+        "--role",
+        action="append",
+        help="with --dev --policy: a role of the development terminals; more than once",
+    )
     parser.add_argument("--log-level", default="info", help="with --dev: debug … error")
     parser.add_argument("--version", action="version", version=f"keyd {__version__}")
     options = parser.parse_args(arguments)
-    if options.config and (options.tcp or options.unix or options.operations or options.journal):
+    served = (options.tcp, options.unix, options.operations)
+    if options.config and any((*served, options.journal, options.policy, options.role)):
         parser.error(
-            "--tcp, --unix, --operations and --journal go with --dev; otherwise the file says it"
+            "--tcp, --unix, --operations, --journal, --policy and --role go with --dev; "
+            "otherwise the file says it"
         )
     return options
 
@@ -352,17 +410,23 @@ def _start(options: argparse.Namespace) -> Daemon:
     if options.dev:
         places = newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
         ring.load(synthetic(places))
+
+    def terminals_of(config: Config) -> Terminals:
+        return _load_terminals(config, is_dev=options.dev, roles=options.role or ("development",))
+
     services = Services(
         sam=ring,
         key_headers=ring.headers,
         has_synthetic_keys=options.dev,
         profiles=profiles,
-        terminals=_load_terminals(config, is_dev=options.dev),
+        terminals=terminals_of(config),
         selftest=selftest,
         run_selftest=run_selftest,
         clock=time.monotonic,
+        now=time.time,
         random_bytes=secrets.token_bytes,
     )
+    policy = _read_policy(config, profiles)
     allow_descriptors(config.limits.connections)
     listeners = inherited() or listen(config.listen)
     if not listeners:
@@ -379,14 +443,27 @@ def _start(options: argparse.Namespace) -> Daemon:
     gc.set_threshold(50_000, 20, 50)
     read_config = (lambda: config) if options.dev else (lambda: load_config(options.config))
     return Daemon(
-        config, read_config, services, ring, journal, listeners, administration, operations
+        config,
+        read_config,
+        terminals_of,
+        services,
+        ring,
+        policy,
+        journal,
+        listeners,
+        administration,
+        operations,
     )
 
 
 def _fixed(config: Config) -> Config:
     """Return what of a configuration does not change without a restart."""
     return msgspec.structs.replace(
-        config, terminals=TerminalsConfig(""), limits=LimitsConfig(), log=Log()
+        config,
+        terminals=TerminalsConfig(""),
+        policy=PolicyConfig(),
+        limits=LimitsConfig(),
+        log=Log(),
     )
 
 
@@ -405,18 +482,26 @@ def _dev_config(options: argparse.Namespace) -> Config:
     return Config(
         store=StoreConfig("none"),
         terminals=TerminalsConfig(""),
+        policy=PolicyConfig(options.policy),
         audit=audit,
         listen=listen,
         log=log,
     )
 
 
-def _load_terminals(config: Config, *, is_dev: bool) -> Terminals:
+def _read_policy(config: Config, profiles: Mapping[int, Profile]) -> PolicyFile | None:
+    """Read the policy; a development keyd may have none, and then everybody may ask for everything."""
+    if not config.policy.file:
+        return None
+    return read_policy_file(expand(config.policy.file), catalogue(profiles))
+
+
+def _load_terminals(config: Config, *, is_dev: bool, roles: Sequence[str]) -> Terminals:
     if is_dev:
         keys = {code: synthetic_terminal_key(code) for code in DEV_TERMINALS}
     else:
         keys = load_terminals(expand(config.terminals.file))
-    return Terminals(keys, secrets.token_bytes)
+    return Terminals(keys, secrets.token_bytes, frozenset(roles))
 
 
 def _limits(config: Config) -> Limits:

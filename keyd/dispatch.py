@@ -21,6 +21,7 @@ from keyd.errors import (
     Internal,
     Malformed,
     MethodUnknown,
+    NotAllowed,
     NotAuthenticated,
     Refusal,
     RoleMissing,
@@ -28,7 +29,10 @@ from keyd.errors import (
     SelftestFailed,
     Status,
 )
+from keyd.gate import Moment
 from keyd.handlers import HANDLERS
+from keyd.needs import GOVERNED
+from keyd.policy import FOREVER
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
 from keyd.protocol.connection import ServerConnection, answer_bytes, refusal_bytes, refusal_on_wire
 from keyd.uses import USE
@@ -36,13 +40,14 @@ from keyd.uses import USE
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from keyd.gate import Gate
     from keyd.handlers.services import Services
     from keyd.keys.sam import CardKeyRef, SamTask, Steps
     from keyd.protocol.connection import Ask
     from keyd.protocol.fields import Request, Response
     from keyd.recorder import Recorder
     from keyd.telemetry import Events, Meter
-    from keyd.terminals import Session
+    from keyd.terminals import Session, Terminal
 
 # What a method is called in metrics when there is no such method: a peer must not make up label values.
 UNKNOWN_METHOD: Final = "unknown"
@@ -56,6 +61,11 @@ DONE_UNRECORDED: Final = (
 
 # What a sealed keyd answers: how it does, and unsealing.
 _WHILE_SEALED: Final = frozenset({Role.OPERATOR, Role.ADMINISTRATION, Role.OFFICER})
+
+# What did not verify; so many of them with one card are strange.
+_NOT_AUTHENTIC: Final = frozenset(
+    {Status.CARD_NOT_AUTHENTIC, Status.MAC_NOT_AUTHENTIC, Status.TAC_NOT_AUTHENTIC}
+)
 
 _NO_PLACES: Final[frozenset[int]] = frozenset()
 
@@ -105,14 +115,28 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
     is_authentication: bool
 
 
+class Pass(NamedTuple):
+    """Who was let through, and until when its like is (seconds since 1970)."""
+
+    terminal: Terminal | None
+    until: int = FOREVER
+
+
+_NOBODY: Final = Pass(None)
+
+
 class ShortCut(Protocol):
     """Something that answers requests like those that it has learnt, without this pipeline."""
 
-    def learn(self, request: Request[Any]) -> None:
-        """Take note of a request that has just been answered well."""
+    def learn(self, request: Request[Any], passed: Pass) -> None:
+        """Take note of a request that has just been answered well, and who was let through with it."""
 
     def forget(self) -> None:
         """Answer nothing any more until something is learnt again."""
+
+    @property
+    def until(self) -> float:
+        """The first moment at which something that was learnt may be another way: seconds since 1970."""
 
 
 class Dispatch:
@@ -126,6 +150,8 @@ class Dispatch:
         self._events = events
         # Without one there is no journal, and nothing waits for it.
         self.recorder = recorder
+        # Without one, every terminal may ask for everything.
+        self.gate: Gate | None = None
         self.short_cut: ShortCut | None = None
 
     def run(self, asks: Sequence[tuple[Session, Ask]]) -> Decided:
@@ -133,11 +159,17 @@ class Dispatch:
 
         Every audited one is in the journal by then. If the journal could not be written, they all are refused.
         """
-        tick = _Tick(self._services, self._events, self.recorder)
+        tick = _Tick(self._services, self._events, self.recorder, self.gate)
         for session, ask in asks:
             tick.start(session, ask)
         tick.compute()
         return tick.finish(self._meter, self.short_cut)
+
+    def look_at_clock(self) -> None:
+        """Let the short cut forget what its rules no longer allow."""
+        short_cut = self.short_cut
+        if short_cut is not None and short_cut.until <= self._services.now():
+            short_cut.forget()
 
     def sample_pumped(self, session: Session, request_bytes: bytes, times: int) -> None:
         """Log one of the requests that the pump has answered, if one is due."""
@@ -205,15 +237,21 @@ def _decided(slow: Slow, outcome: Response | Refusal, position: int) -> Decided:
 class _Tick:
     """The requests of one tick on their way through the pipeline."""
 
-    def __init__(self, services: Services, events: Events, recorder: Recorder | None) -> None:
+    def __init__(
+        self, services: Services, events: Events, recorder: Recorder | None, gate: Gate | None
+    ) -> None:
         self._services = services
         self._events = events
         self._recorder = recorder
+        self._gate = gate
+        # When this tick decides; looked at once, and only if somebody asks.
+        self._now: Moment | None = None
         self._asked: list[_Asked] = []
         self._outcomes: list[Response | Refusal | Slow | None] = []
         self._requests: list[Request[Any] | None] = []
         # The first key that each needs. A service that needs two needs both under the card that it is about.
         self._keys: list[CardKeyRef | None] = []
+        self._passes: list[Pass] = []
         self._running: list[_Running] = []
         # Why nothing of this tick can be recorded.
         self._loss: AuditUnavailable | None = None
@@ -272,12 +310,20 @@ class _Tick:
         request: Request[Any] | None = None
         outcome: Response | Refusal | Slow | None = None
         key: CardKeyRef | None = None
+        passed = Pass(session.terminal)
         try:
             if msgid is None:
                 raise Malformed("keyd takes no notifications: ask with a msgid")  # noqa: TRY301
             self._authorise(session, command)
+            gate = self._gate
+            asker = session.terminal if _is_governed(session, command) else None
+            if gate is not None and asker is not None:
+                gate.require_method(asker, command.method)
             # Without builtin_types, a string would be taken for bytes in base64.
             request = msgspec.convert(params, command.request, builtin_types=(bytes,))
+            if gate is not None and asker is not None:
+                until = gate.admit(asker, command.method, request, self._moment())
+                passed = Pass(asker, until)
             if command.cost is Cost.SLOW:
                 outcome = Slow(msgid, command, request, session, self._terminal(session))
             else:
@@ -297,7 +343,13 @@ class _Tick:
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
             self._events.bug("handler_failed", error, method=command.method)
             outcome = Internal()
-        self._put(outcome, request, key)
+        self._put(outcome, request, key, passed)
+
+    def _moment(self) -> Moment:
+        if self._now is None:
+            services = self._services
+            self._now = Moment(int(services.now()), int(services.clock() * 1e9))
+        return self._now
 
     def _authorise(self, session: Session, command: Command) -> None:
         role = command.role
@@ -437,13 +489,13 @@ class _Tick:
                     continue
                 if isinstance(outcome, Refusal):
                     counts[asked.method, outcome.status] += 1
-                    self._log_refusal(asked, outcome, asked.first)
+                    self._note_refusal(asked, outcome, asked.first)
                     answers.append(refusal_bytes(asked.msgid, outcome))
                     continue
                 counts[asked.method, Status.OK] += 1
                 request = self._requests[asked.first]
                 if short_cut is not None and request is not None:
-                    short_cut.learn(request)
+                    short_cut.learn(request, self._passes[asked.first])
                 answers.append(answer_bytes(asked.msgid, outcome))
                 continue
             items: list[tuple[Any, Any]] = []
@@ -451,7 +503,7 @@ class _Tick:
                 outcome = outcomes[place]
                 if isinstance(outcome, Refusal):
                     counts[asked.method, outcome.status] += 1
-                    self._log_refusal(asked, outcome, place)
+                    self._note_refusal(asked, outcome, place)
                     items.append((refusal_on_wire(outcome), None))
                 else:
                     counts[asked.method, Status.OK] += 1
@@ -466,13 +518,25 @@ class _Tick:
         outcome: Response | Refusal | Slow | None,
         request: Request[Any] | None = None,
         key: CardKeyRef | None = None,
+        passed: Pass = _NOBODY,
     ) -> None:
         self._outcomes.append(outcome)
         self._requests.append(request)
         self._keys.append(key)
+        self._passes.append(passed)
 
-    def _log_refusal(self, asked: _Asked, refusal: Refusal, place: int) -> None:
-        self._events.refused(asked.method, refusal, self._requests[place], **_who(asked.session))
+    def _note_refusal(self, asked: _Asked, refusal: Refusal, place: int) -> None:
+        request = self._requests[place]
+        who = _who(asked.session)
+        if isinstance(refusal, NotAllowed):
+            # For whoever reads the log; the peer need not learn where the policy is open.
+            who["policy_line"] = refusal.line
+        self._events.refused(asked.method, refusal, request, **who)
+        if self._gate is None or refusal.status not in _NOT_AUTHENTIC:
+            return
+        terminal = self._passes[place].terminal
+        if request is not None and terminal is not None:
+            self._gate.notice_failure(terminal, request, self._moment())
 
     def _sample(self) -> None:
         if self._asked and self._events.wants_answered(len(self._asked)):
@@ -493,6 +557,12 @@ def _resume(steps: Steps[Response], results: list[bytes | Refusal]) -> tuple[Sam
         if isinstance(result, Refusal):
             return steps.throw(result)
     return steps.send(results)  # type: ignore[arg-type]  # no refusal is left in it
+
+
+def _is_governed(session: Session, command: Command) -> bool:
+    """Whether it is the policy's to decide. An operator on the Unix socket has no roles."""
+    is_operators = command.role is Role.OPERATOR and session.is_operator
+    return command.role in GOVERNED and not is_operators
 
 
 def _who(session: Session) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What the pump may know: keys of hot requests that went the long way and were answered well.
 
 The pump is a short cut through the rules, so it is told nothing in advance. A request is decided by Python first, and
-only the place that it named (kind, generation, address, algorithm, region) is short from then on.
+only the place that it named (kind, generation, address, algorithm, region) is short from then on, for terminals of the
+same roles, and no longer than the rule that allowed it holds.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from keyd.keys.block import Use
@@ -16,8 +18,11 @@ from keyd.protocol.messages.card import (
     InternalAuthenticate,
     InternalCryptogram,
 )
+from keyd.pump import METHODS
 
 if TYPE_CHECKING:
+    from keyd.dispatch import Pass
+    from keyd.gate import Gate
     from keyd.handlers.services import Services
     from keyd.keys.ring import KeyRing
     from keyd.protocol.fields import Request
@@ -49,12 +54,23 @@ class Routes:
         self._ring = ring
         self._services = services
         self._numbers = numbers
+        # Where there is a policy, what one set of roles may another may not.
+        self.gate: Gate | None = None
+        # The first moment (seconds since 1970) at which something that was learnt may be another way.
+        self.until = math.inf
 
-    def learn(self, request: Request[Any]) -> None:
+    def learn(self, request: Request[Any], passed: Pass) -> None:
         """Let the pump answer requests like this one, which has just been answered well."""
         kind = KINDS.get(type(request))
         if kind is None or self._services.has_failed_selftest:
             return
+        roles = 0
+        if self.gate is not None:
+            if passed.terminal is None or not self.gate.may_short_cut(METHODS[kind]):
+                return
+            roles = self.gate.role_set(passed.terminal)
+            if not roles:
+                return
         request = cast("InternalAuthenticate | InternalCryptogram | ExternalAuthenticate", request)
         card = request.card
         if card.key_version:
@@ -80,8 +96,11 @@ class Routes:
                 city,
                 key_id or 0,
                 numbers.key(request.address, card.algorithm, PURPOSES[kind]) if numbers else 0,
+                roles,
             )
+            self.until = min(self.until, passed.until)
 
     def forget(self) -> None:
         """Let everything go the long way again."""
         self._pump.forget()
+        self.until = math.inf

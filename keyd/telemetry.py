@@ -183,6 +183,19 @@ class Meter:
             "Answers that were held and then refused, because the disk did not take their records.",
             registry=registry,
         )
+        self._strange = Counter(
+            "keyd_cards_strange",
+            "Requests for cards that look copied or attacked, by what is strange.",
+            ["what"],
+            registry=registry,
+        )
+        self.cards_forgotten: Callable[[], int] = lambda: 0
+        forgotten = Gauge(
+            "keyd_cards_forgotten",
+            "Cards that were forgotten while they still mattered, since the policy was loaded.",
+            registry=registry,
+        )
+        forgotten.set_function(lambda: self.cards_forgotten())
         self._build = Info("keyd_build", "What is running.", registry=registry)
         self._totals = {"requests": 0, "refusals": 0, "connections": 0}
 
@@ -208,6 +221,10 @@ class Meter:
         """Count a connection that ended, by one of few fixed reasons."""
         self.connections.dec()
         self._connections_closed.labels(reason).inc()
+
+    def strange(self, what: str) -> None:
+        """Count a request for a card that is strange."""
+        self._strange.labels(what).inc()
 
     def show_selftest(self, results: Sequence[SelftestResult]) -> None:
         """Show the last self-test."""

@@ -131,19 +131,23 @@ def test_every_setting_stands_in_its_section(section: str, name: str, default: A
 
 
 def test_every_setting_is_explained_and_required_ones_say_so() -> None:
-    required = {name for _, name, default in settings() if default is msgspec.NODEFAULT}
-    paragraphs = re.split(r"\n\n|^\[[a-z0-9.]+\]\n", shipped_text(), flags=re.MULTILINE)
+    required = {
+        (section, name) for section, name, default in settings() if default is msgspec.NODEFAULT
+    }
+    _, *parts = re.split(r"^\[([a-z0-9.]+)\]\n", shipped_text(), flags=re.MULTILINE)
     seen = set()
-    for paragraph in paragraphs:
-        *comment, line = paragraph.rstrip("\n").split("\n")
-        name = re.match(r"(?:# |#   |)([a-z_]+) = ", line)
-        if name is None:
-            continue
-        seen.add(name[1])
-        said = " ".join(comment)
-        assert "Reload: " in said, name[1]
-        assert ("REQUIRED." in said) == (name[1] in required)
-    assert seen == {name for _, name, _ in settings()}
+    for section, body in zip(parts[::2], parts[1::2], strict=True):
+        for paragraph in body.split("\n\n"):
+            *comment, line = paragraph.strip("\n").split("\n")
+            name = re.match(r"(?:# |#   |)([a-z_]+) = ", line)
+            if name is None:
+                continue
+            setting = section, name[1]
+            seen.add(setting)
+            said = " ".join(comment)
+            assert "Reload: " in said, setting
+            assert ("REQUIRED." in said) == (setting in required)
+    assert seen == {(section, name) for section, name, _ in settings()}
 
 
 # What is refused. --------------------------------------------------------------------------------------------

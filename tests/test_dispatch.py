@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -110,6 +111,7 @@ class Keyd:
             selftest=(),
             run_selftest=self._run_selftest,
             clock=lambda: self.now,
+            now=lambda: 0.0,
             random_bytes=random_bytes,
             counters=self.meter.totals,
         )
@@ -950,10 +952,12 @@ def test_the_totals_are_what_status_shows(keyd: Keyd) -> None:
 class Learning:
     """A short cut that only takes notes."""
 
+    until = math.inf
+
     def __init__(self) -> None:
         self.learnt: list[str] = []
 
-    def learn(self, request: Any) -> None:
+    def learn(self, request: Any, _passed: Any) -> None:
         self.learnt.append(type(request).__name__)
 
     def forget(self) -> None:

@@ -5,6 +5,7 @@ The journal is a real one in a folder of the test. One that is closed cannot be 
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
@@ -196,7 +197,9 @@ def test_what_cannot_be_recorded_is_not_answered(keyd: Keyd) -> None:
     learnt = []
 
     class Learning:
-        def learn(self, request: object) -> None:
+        until = math.inf
+
+        def learn(self, request: object, _passed: object) -> None:
             learnt.append(request)
 
         def forget(self) -> None: ...

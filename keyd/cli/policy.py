@@ -12,10 +12,10 @@ import typer
 
 from keyd.cards.profile_files import load_profiles
 from keyd.cli.common import JsonOption
-from keyd.config import ConfigError
+from keyd.config import ConfigError, read_policy_file
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.needs import catalogue
-from keyd.policy import NO_KEY, Policy, PolicyError, PolicyFile, explain, read_policy
+from keyd.policy import NO_KEY, Policy, PolicyFile, explain
 
 DEFAULT_FILE: Final = Path("/etc/keyd/policy.toml")
 
@@ -90,12 +90,7 @@ def explain_command(
 
 
 def _read(file: Path, profiles: Path | None) -> PolicyFile:
-    try:
-        return read_policy(file.read_bytes(), catalogue(load_profiles(profiles)))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
-    except PolicyError as error:
-        raise ConfigError("\n".join(f"{file}: {fault}" for fault in error.faults)) from None
+    return read_policy_file(file, catalogue(load_profiles(profiles)))
 
 
 def _address(decides: Policy, method: str, text: str) -> int:

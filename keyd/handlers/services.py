@@ -27,7 +27,9 @@ class Services:
     terminals: Terminals
     selftest: Sequence[SelftestResult]
     run_selftest: Callable[[], Sequence[SelftestResult]]
+    # Monotonic seconds, and seconds since 1970.
     clock: Callable[[], float]
+    now: Callable[[], float]
     random_bytes: Callable[[int], bytes]
     is_draining: bool = False
     # A failed self-test stays failed until a restart: what computed wrongly once is not asked again.

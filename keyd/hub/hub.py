@@ -60,12 +60,15 @@ if TYPE_CHECKING:
     from keyd.dispatch import Decided, Dispatch
     from keyd.protocol.connection import Ask
     from keyd.pump import Rest
-    from keyd.pump._pump import Pump
+    from keyd.pump._pump import Pump, SeenCards
     from keyd.telemetry import Events, Meter
     from keyd.terminals import Terminals
 
 _HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
+
+# Where nobody counts: after so many answers the pump asks again.
+_UNLIMITED: Final = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,19 @@ class Hub:
         """Take connections away from terminals that are no longer enrolled as they were."""
         for peer in self._peers.values():
             terminals.review(peer.session)
+        self.readmit()
+
+    def readmit(self) -> None:
+        """Let the pump have every connection anew: another policy may be in force, or other roles."""
+        for peer in self._peers.values():
+            if self.pump is not None and peer.is_admitted:
+                self._keep_from_pump(self.pump, peer)
             self._admit(peer)
+
+    def watch(self, seen: SeenCards, window_seconds: int) -> None:
+        """Leave cards to Python that were in another region within so many seconds."""
+        if self.pump is not None:
+            self.pump.watch(seen, window_seconds)
 
     async def run(self) -> None:
         """Serve until drained."""
@@ -179,6 +194,7 @@ class Hub:
         if self.pump is None:
             return self._epoll.poll(0, MAX_EVENTS) or None
         started = self._clock()
+        self._dispatch.look_at_clock()
         cannot_record = recorder is not None and recorder.unavailable_because is not None
         rests, counts = self.pump.tick(cannot_record)
         answered = sum(counts)
@@ -478,20 +494,40 @@ class Hub:
             and not peer.out
             and not peer.connection.has_partial
         )
-        if wanted is not peer.is_admitted:
-            peer.is_admitted = wanted
-            if wanted:
-                self.pump.admit(peer.fd, *self._numbers_of(peer.session))
-            else:
-                # The pump forgets when it is given the connection again.
-                peer.asked_at = max(peer.asked_at, self.pump.served_at(peer.fd))
-                self.pump.dismiss(peer.fd)
+        if wanted and not peer.is_admitted:
+            self._let_pump(self.pump, peer)
+        elif peer.is_admitted and not wanted:
+            self._keep_from_pump(self.pump, peer)
 
-    def _numbers_of(self, session: Session) -> tuple[int, int]:
-        """Return the connection's and the terminal's number in the journal."""
-        if self._recorder is None:
-            return 0, 0
-        return session.number & 0xFFFF_FFFF, self._recorder.numbers.terminal(session)
+    def _let_pump(self, pump: Pump, peer: Peer) -> None:
+        session, terminal = peer.session, peer.session.terminal
+        connection = number = roles = region = 0
+        allowance = _UNLIMITED
+        if self._recorder is not None:
+            connection = session.number & 0xFFFF_FFFF
+            number = self._recorder.numbers.terminal(session)
+        gate = self._dispatch.gate
+        if gate is not None and terminal is not None:
+            allowance = gate.allowance(terminal.asker, self._monotonic_ns())
+            if not allowance:
+                return  # the long way refuses
+            roles, region = gate.role_set(terminal), gate.region(terminal)
+        peer.is_admitted = True
+        peer.pumped_as, peer.allowance = terminal, allowance
+        pump.admit(peer.fd, connection, number, roles, region, allowance)
+
+    def _keep_from_pump(self, pump: Pump, peer: Peer) -> None:
+        # The pump forgets when it is given the connection again.
+        peer.asked_at = max(peer.asked_at, pump.served_at(peer.fd))
+        answered = peer.allowance - pump.dismiss(peer.fd)
+        gate, terminal = self._dispatch.gate, peer.pumped_as
+        if gate is not None and terminal is not None:
+            gate.charge(terminal.asker, self._monotonic_ns(), answered)
+        peer.is_admitted = False
+        peer.pumped_as = None
+
+    def _monotonic_ns(self) -> int:
+        return int(self._clock() * 1e9)
 
     def _register(self, peer: Peer) -> None:
         if peer.out:

@@ -10,13 +10,14 @@ from keyd.protocol.connection import ServerConnection
 if TYPE_CHECKING:
     import socket
 
-    from keyd.terminals import Session
+    from keyd.terminals import Session, Terminal
 
 
 class Peer:
     """One client connection."""
 
     __slots__ = (
+        "allowance",
         "arrived",
         "asked_at",
         "close_reason",
@@ -33,6 +34,7 @@ class Peer:
         "is_open",
         "is_registered_for",
         "out",
+        "pumped_as",
         "session",
         "sock",
     )
@@ -51,8 +53,10 @@ class Peer:
         # When it last said something whole: a trickle of bytes is silence.
         self.asked_at = 0.0
         self.is_open = True
-        # Whether the pump reads it.
+        # Whether the pump reads it, as whose, and how many answers it may have there.
         self.is_admitted = False
+        self.pumped_as: Terminal | None = None
+        self.allowance = 0
         self.has_spoken = False
         # Whole requests may still be buffered. It is not read before they are taken, which bounds the buffer.
         self.has_more = False

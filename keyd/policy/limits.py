@@ -98,6 +98,10 @@ class Buckets:
         """Return the nanoseconds until so many tokens are there, if they ever can be."""
         return max(0, -(-self.over(name, tokens, now) // self._requests))
 
+    def room(self, name: Hashable, now: int) -> int:
+        """Return how many tokens are there now."""
+        return max(0, self._whole - self._missing(name, now)) // self._token
+
     def take(self, name: Hashable, tokens: int, now: int) -> None:
         """Take tokens, whether they are there or not. A debt is at most another whole bucket."""
         missing = self._missing(name, now) + tokens * self._token
@@ -160,19 +164,32 @@ class Limiter:
         for _what, buckets, name in concerned:
             buckets.take(name, items, now)
 
-    def charge(
-        self, asker: Asker, method: str, keys: Iterable[Hashable], now: int, items: int
-    ) -> bool:
-        """Count requests that were answered already; return whether they were within all rates.
+    def counts_by_key_or(self, method: str) -> bool:
+        """Whether requests are counted by key, or those of this method all together."""
+        return self._keys is not None or self._methods.get(method, self._method) is not None
 
-        For a short cut that answers first and counts by the tick: what went over is owed, up to a whole bucket,
-        and `admit` refuses until it is paid.
+    def room(self, asker: Asker, now: int, most: int) -> int:
+        """Return how many requests of an asker, at most so many, its terminal's and organisation's rates allow now."""
+        for buckets, name in self._askers(asker):
+            most = min(most, buckets.room(name, now))
+        return most
+
+    def charge(self, asker: Asker, now: int, items: int) -> None:
+        """Count requests that were answered already, out of some `room`.
+
+        Where several connections had the same room, what went over is owed, up to a whole bucket, and `admit`
+        refuses until it is paid.
         """
-        concerned = self._concerned(asker, method, keys)
-        is_within = all(buckets.over(name, items, now) <= 0 for _what, buckets, name in concerned)
-        for _what, buckets, name in concerned:
+        for buckets, name in self._askers(asker):
             buckets.take(name, items, now)
-        return is_within
+
+    def _askers(self, asker: Asker) -> list[tuple[Buckets, Hashable]]:
+        found: list[tuple[Buckets, Hashable]] = []
+        if self._terminals is not None:
+            found.append((self._terminals, asker.terminal))
+        if self._organisations is not None:
+            found.append((self._organisations, asker.organisation))
+        return found
 
     def _concerned(
         self, asker: Asker, method: str, keys: Iterable[Hashable]

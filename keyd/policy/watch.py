@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -102,67 +102,40 @@ class _Failed(Struct):
     before: int
 
 
-class Watch:
-    """The anomaly counters. `notice…` returns what is strange, for a metric; whether to deny is the file's to say."""
+class Seen(Protocol):
+    """Where each card was seen last. The native tick brings one that it shares; `SeenCards` is one in Python."""
 
-    def __init__(self, limits: CardLimits, most: int = MAX_WATCHED) -> None:
-        self._limits = limits
+    @property
+    def forgotten(self) -> int:
+        """Cards that were forgotten while they still mattered."""
+
+    def find(self, card: bytes) -> tuple[int, int] | None:
+        """Return the region and the second in which a card was seen last."""
+
+    def put(self, card: bytes, region: int, at: int, window: int) -> None:
+        """Note where a card is, at that second; what is older than the window may be forgotten for it."""
+
+
+class SeenCards:
+    """Where each card was seen last, of so many cards: the one that was not seen for longest makes room."""
+
+    def __init__(self, most: int = MAX_WATCHED) -> None:
         self._most = most
-        self._seen: dict[bytes, tuple[str, int]] = {}
-        self._failed: dict[bytes, _Failed] = {}
-        # Cards that were forgotten while they still mattered. If it grows, the counters see too little.
+        self._seen: dict[bytes, tuple[int, int]] = {}
         self.forgotten = 0
 
     def __len__(self) -> int:
-        return max(len(self._seen), len(self._failed))
+        return len(self._seen)
 
-    def notice(self, card: bytes, terminal_region: str, now: int) -> Strange | None:
-        """Take note that a card is at a terminal of this region, now (seconds); return what is strange about it.
+    def find(self, card: bytes) -> tuple[int, int] | None:
+        """Return the region and the second in which a card was seen last."""
+        return self._seen.get(card)
 
-        Raises:
-            CardLimit: it was elsewhere minutes ago, or failed often, and the policy says to deny that.
-        """
-        limits = self._limits
-        window = limits.region_minutes * 60
-        region = terminal_region[: limits.region_digits]
-        last = self._seen.pop(card, None)
-        if last is None:
-            self._make_room(window, now)
-        self._seen[card] = (region, now)
-        if last is not None and last[0] != region and now - last[1] < window:
-            if limits.deny_two_regions:
-                # It was where it was, or asking twice would be a way around; and when it was, or asking on
-                # and on from elsewhere would lock the card out at home.
-                self._seen[card] = last
-                raise CardLimit("this card was in another region minutes ago")
-            return Strange.TWO_REGIONS
-        if self._failed and self._failures(card, now) >= limits.failures:
-            if limits.deny_failures:
-                raise CardLimit("too much failed with this card; wait")
-            return Strange.MANY_FAILURES
-        return None
-
-    def notice_failure(self, card: bytes, now: int) -> Strange | None:
-        """Take note that something failed to verify with this card; return what is strange, when it becomes so."""
-        window = now // (self._limits.failure_minutes * 60)
-        before = self._failures(card, now)
-        failed = self._failed.pop(card, None)
-        if failed is None:
-            if len(self._failed) >= self._most:
-                oldest = next(iter(self._failed))
-                self.forgotten += self._failed.pop(oldest).window >= window - 1
-            failed = _Failed(window, 0, 0)
-        _turn(failed, window)
-        failed.count += 1
-        self._failed[card] = failed
-        return Strange.MANY_FAILURES if before + 1 == self._limits.failures else None
-
-    def _failures(self, card: bytes, now: int) -> int:
-        failed = self._failed.get(card)
-        if failed is None:
-            return 0
-        _turn(failed, now // (self._limits.failure_minutes * 60))
-        return failed.count + failed.before
+    def put(self, card: bytes, region: int, at: int, window: int) -> None:
+        """Note where a card is, at that second; what is older than the window may be forgotten for it."""
+        if self._seen.pop(card, None) is None:
+            self._make_room(window, at)
+        self._seen[card] = (region, at)
 
     def _make_room(self, window: int, now: int) -> None:
         # Two for each that comes: what has expired goes faster than it comes, at a bounded price.
@@ -176,6 +149,81 @@ class Watch:
                 return
             del self._seen[oldest]
             self.forgotten += not has_expired
+
+
+def region_number(region: str, digits: int) -> int:
+    """Return the first digits of a terminal's region as a number; 0 if it has none, and is not watched."""
+    return int(region[:digits] or 0)
+
+
+class Watch:
+    """The anomaly counters. `notice…` returns what is strange, for a metric; whether to deny is the file's to say.
+
+    Seconds are of one clock that never goes back.
+    """
+
+    def __init__(
+        self, limits: CardLimits, seen: Seen | None = None, most: int = MAX_WATCHED
+    ) -> None:
+        self._limits = limits
+        self._most = most
+        self._seen: Seen = seen if seen is not None else SeenCards(most)
+        self._failed: dict[bytes, _Failed] = {}
+        self._forgotten = 0
+
+    @property
+    def forgotten(self) -> int:
+        """Cards that were forgotten while they still mattered. If it grows, the counters see too little."""
+        return self._forgotten + self._seen.forgotten
+
+    def notice(self, card: bytes, terminal_region: str, now: int) -> Strange | None:
+        """Take note that a card is at a terminal of this region, now (seconds); return what is strange about it.
+
+        Raises:
+            CardLimit: it was elsewhere minutes ago, or failed often, and the policy says to deny that.
+        """
+        limits = self._limits
+        region = region_number(terminal_region, limits.region_digits)
+        if region and self._is_elsewhere(card, region, now):
+            return Strange.TWO_REGIONS
+        if self._failed and self._failures(card, now) >= limits.failures:
+            if limits.deny_failures:
+                raise CardLimit("too much failed with this card; wait")
+            return Strange.MANY_FAILURES
+        return None
+
+    def _is_elsewhere(self, card: bytes, region: int, now: int) -> bool:
+        window = self._limits.region_minutes * 60
+        last = self._seen.find(card)
+        is_elsewhere = last is not None and last[0] != region and now - last[1] < window
+        if is_elsewhere and self._limits.deny_two_regions:
+            # It stays where it was, or asking twice would be a way around; and when it was, or asking on and on from
+            # elsewhere would lock the card out at home.
+            raise CardLimit("this card was in another region minutes ago")
+        self._seen.put(card, region, now, window)
+        return is_elsewhere
+
+    def notice_failure(self, card: bytes, now: int) -> Strange | None:
+        """Take note that something failed to verify with this card; return what is strange, when it becomes so."""
+        window = now // (self._limits.failure_minutes * 60)
+        before = self._failures(card, now)
+        failed = self._failed.pop(card, None)
+        if failed is None:
+            if len(self._failed) >= self._most:
+                oldest = next(iter(self._failed))
+                self._forgotten += self._failed.pop(oldest).window >= window - 1
+            failed = _Failed(window, 0, 0)
+        _turn(failed, window)
+        failed.count += 1
+        self._failed[card] = failed
+        return Strange.MANY_FAILURES if before + 1 == self._limits.failures else None
+
+    def _failures(self, card: bytes, now: int) -> int:
+        failed = self._failed.get(card)
+        if failed is None:
+            return 0
+        _turn(failed, now // (self._limits.failure_minutes * 60))
+        return failed.count + failed.before
 
 
 def _turn(failed: _Failed, window: int) -> None:

@@ -2,6 +2,7 @@
 """What of the pump faces Python: bytes in and out, handles, numbers. The rules are in pump.h."""
 
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.string cimport memcpy
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from keyd.crypto.native import _core
@@ -13,6 +14,16 @@ cdef extern from "../crypto/native/card.h":
         pass
 
 
+cdef extern from "seen.h" nogil:
+    ctypedef struct seen:
+        pass
+    seen *seen_new(uint64_t secret)
+    void seen_free(seen *s)
+    int seen_find(const seen *s, uint64_t card, uint32_t *region, uint32_t *at)
+    void seen_put(seen *s, uint64_t card, uint32_t region, uint32_t at, uint32_t window)
+    uint64_t seen_forgotten(const seen *s)
+
+
 cdef extern from "pump.h" nogil:
     int PUMP_KINDS
     ctypedef struct pump:
@@ -20,6 +31,7 @@ cdef extern from "pump.h" nogil:
     ctypedef struct pump_cards:
         pass
     ctypedef struct pump_place:
+        uint16_t roles
         uint8_t kind
         uint8_t generation
         uint16_t address
@@ -30,6 +42,12 @@ cdef extern from "pump.h" nogil:
         arena_algorithm algorithm
         uint8_t key_id
         uint32_t key_number
+    ctypedef struct pump_asker:
+        uint32_t connection
+        uint32_t terminal
+        uint16_t roles
+        uint32_t region
+        uint32_t allowance
     ctypedef struct pump_rest:
         int fd
         uint32_t mask
@@ -47,8 +65,9 @@ cdef extern from "pump.h" nogil:
     pump *pump_new(int epoll_fd, pump_cards cards)
     void pump_free(pump *p)
     void pump_record(pump *p, const uint16_t *methods, size_t card_id_bytes)
-    int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal)
-    void pump_dismiss(pump *p, int fd)
+    void pump_watch(pump *p, seen *cards, uint32_t window_seconds)
+    int pump_admit(pump *p, int fd, pump_asker asker)
+    uint32_t pump_dismiss(pump *p, int fd)
     int pump_learn(pump *p, pump_place place, pump_route route)
     void pump_forget(pump *p)
     int pump_poll(pump *p)
@@ -60,11 +79,53 @@ cdef extern from "pump.h" nogil:
     const uint8_t *pump_last_request(const pump *p, size_t *length, int *fd)
 
 
+cdef class SeenCards:
+    """Where each card was seen last, in fixed memory: the pump's and `keyd.policy.watch`'s together."""
+
+    cdef seen *_seen
+
+    def __cinit__(self, bytes secret not None):
+        """Take a secret of 8 random bytes: nobody can choose cards that push another out."""
+        if len(secret) != 8:
+            raise ValueError("the secret has 8 bytes")
+        self._seen = seen_new(int.from_bytes(secret, "little"))
+        if self._seen == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        seen_free(self._seen)
+
+    def find(self, bytes card not None):
+        """Return the region and the second in which a card (its diversifier, 8 bytes) was seen last, or None."""
+        cdef uint32_t region, at
+        if seen_find(self._seen, _card_number(card), &region, &at):
+            return region, at
+        return None
+
+    def put(self, bytes card not None, uint32_t region, uint32_t at, uint32_t window):
+        """Note where a card is, at that second. What is older than the window (seconds) may be forgotten for it."""
+        seen_put(self._seen, _card_number(card), region, at, window)
+
+    @property
+    def forgotten(self):
+        """How many cards were forgotten within their window."""
+        return seen_forgotten(self._seen)
+
+
+cdef uint64_t _card_number(bytes card) except? 0:
+    cdef uint64_t number
+    if len(card) != 8:
+        raise ValueError("a diversifier has 8 bytes")
+    memcpy(&number, <const char *>card, 8)
+    return number
+
+
 cdef class Pump:
     """Serves the hottest commands on the connections that it was given."""
 
     cdef pump *_pump
     cdef object _append
+    cdef SeenCards _seen
     cdef readonly list held
 
     def __cinit__(self, int epoll_fd):
@@ -91,24 +152,46 @@ cdef class Pump:
         pump_record(self._pump, numbers, card_id_bytes)
         self._append = append
 
-    def admit(self, int fd, uint32_t connection=0, uint32_t terminal=0):
-        """Serve this connection: Python holds nothing of it that has to go first. The numbers are the journal's."""
-        if pump_admit(self._pump, fd, connection, terminal) != 0:
+    def watch(self, SeenCards seen, uint32_t window_seconds):
+        """Leave cards to Python that were seen in another region within so many seconds; None: watch no more."""
+        self._seen = seen
+        pump_watch(self._pump, seen._seen if seen is not None else NULL, window_seconds)
+
+    def admit(
+        self, int fd, uint32_t connection=0, uint32_t terminal=0, uint16_t roles=0, uint32_t region=0,
+        uint32_t allowance=0xFFFFFFFF
+    ):
+        """Serve this connection: Python holds nothing of it that has to go first.
+
+        `connection` and `terminal` are the journal's numbers, `roles` is the number that `learn` is given, `region`
+        is where the terminal stands (0: that is not watched), and `allowance` how many answers it may have.
+        """
+        cdef pump_asker asker
+        asker.connection = connection
+        asker.terminal = terminal
+        asker.roles = roles
+        asker.region = region
+        asker.allowance = allowance
+        if pump_admit(self._pump, fd, asker) != 0:
             raise MemoryError
 
     def dismiss(self, int fd):
-        """Leave this connection to Python."""
-        pump_dismiss(self._pump, fd)
+        """Leave this connection to Python. Returns what is left of its allowance."""
+        return pump_dismiss(self._pump, fd)
 
     def learn(
         self, int kind, uint8_t generation, uint16_t address, uint8_t algorithm, bytes region not None, city,
-        uint8_t key_id, uint32_t key_number=0
+        uint8_t key_id, uint32_t key_number=0, uint16_t roles=0
     ):
-        """Take a city key for requests that name exactly this. Returns whether there was room beside all others."""
-        if not 0 <= kind < PUMP_KINDS or len(region) != 3:
-            raise ValueError("no such kind, or a region is not 3 bytes")
+        """Take a city key for requests that name exactly this, of terminals whose roles have this number.
+
+        Returns whether there was room beside all others.
+        """
+        if not 0 <= kind < PUMP_KINDS or generation > 3 or algorithm > 3 or len(region) != 3:
+            raise ValueError("no such kind, generation or algorithm, or a region is not 3 bytes")
         cdef const uint8_t[:] digits = region
         cdef pump_place place
+        place.roles = roles
         place.kind = <uint8_t>kind
         place.generation = generation
         place.address = address

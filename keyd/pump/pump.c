@@ -63,8 +63,7 @@ typedef struct {
 
 typedef struct {
     uint64_t served_at;
-    uint32_t connection;
-    uint32_t terminal;
+    pump_asker asker;
     int is_admitted;
 } line;
 
@@ -76,6 +75,8 @@ struct pump {
     int records;
     uint16_t methods[PUMP_KINDS];
     size_t card_id_bytes;
+    seen *cards_seen;
+    uint32_t window_seconds;
     route_cell *routes;
     size_t routes_used;
     struct epoll_event events[PUMP_MAX_EVENTS];
@@ -105,10 +106,11 @@ static uint64_t nanoseconds(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* Every bit has its place: 2 of kind, generation and algorithm each, 16 of roles and address each, 24 of the region. */
 static uint64_t packed(pump_place place) {
-    return (uint64_t)(place.kind + 1) << 56 | (uint64_t)place.generation << 48 | (uint64_t)place.address << 32 |
-           (uint64_t)place.algorithm << 24 | (uint64_t)place.region[0] << 16 | (uint64_t)place.region[1] << 8 |
-           (uint64_t)place.region[2];
+    return (uint64_t)(place.kind + 1) << 62 | (uint64_t)place.generation << 60 | (uint64_t)place.algorithm << 58 |
+           (uint64_t)place.roles << 40 | (uint64_t)place.address << 24 | (uint64_t)place.region[0] << 16 |
+           (uint64_t)place.region[1] << 8 | (uint64_t)place.region[2];
 }
 
 static route_cell *find(const pump *p, uint64_t place) {
@@ -147,7 +149,12 @@ void pump_record(pump *p, const uint16_t kinds[PUMP_KINDS], size_t card_id_bytes
     p->card_id_bytes = card_id_bytes < PUMP_CARD_ID_BYTES ? card_id_bytes : PUMP_CARD_ID_BYTES;
 }
 
-int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal) {
+void pump_watch(pump *p, seen *cards, uint32_t window_seconds) {
+    p->cards_seen = cards;
+    p->window_seconds = window_seconds;
+}
+
+int pump_admit(pump *p, int fd, pump_asker asker) {
     if (fd < 0) return -1;
     if ((size_t)fd >= p->fds) {
         size_t wanted = ((size_t)fd + 1) * 2;
@@ -157,15 +164,15 @@ int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal) {
         p->lines = lines;
         p->fds = wanted;
     }
-    line *l = &p->lines[fd];
-    l->is_admitted = 1;
-    l->connection = connection;
-    l->terminal = terminal;
+    p->lines[fd].is_admitted = 1;
+    p->lines[fd].asker = asker;
     return 0;
 }
 
-void pump_dismiss(pump *p, int fd) {
-    if (fd >= 0 && (size_t)fd < p->fds) p->lines[fd].is_admitted = 0;
+uint32_t pump_dismiss(pump *p, int fd) {
+    if (fd < 0 || (size_t)fd >= p->fds || !p->lines[fd].is_admitted) return 0;
+    p->lines[fd].is_admitted = 0;
+    return p->lines[fd].asker.allowance;
 }
 
 int pump_learn(pump *p, pump_place place, pump_route route) {
@@ -276,7 +283,7 @@ static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, requ
     if (form > 0x92 && !take_uint(c, &algorithm)) return 0;
     if (form > 0x93 && !take_uint(c, &generation)) return 0;
     if (form > 0x94 && !take_uint(c, &version)) return 0;
-    if (algorithm > 0xFF || generation > 0xFF || version != 0) return 0;
+    if (algorithm > 3 || generation > 3 || version != 0) return 0;
     if (memcmp(id + 3, rid, sizeof rid) != 0 || memcmp(id + 8, historical + 9, 4) != 0) return 0;
     place->algorithm = (uint8_t)algorithm;
     place->generation = (uint8_t)generation;
@@ -288,8 +295,22 @@ static int take_card(cursor *c, pump_place *place, card_bytes *diversifier, requ
     return 1;
 }
 
+/* Whether a card is where it was minutes ago, if anybody watches; then that it is here is noted. */
+static int is_where_it_was(pump *p, const line *l, const uint8_t *diversifier) {
+    uint64_t card;
+    uint32_t region, at, now = (uint32_t)(p->now / 1000000000u);
+    if (p->cards_seen == NULL || l->asker.region == 0) return 1;
+    memcpy(&card, diversifier, sizeof card);
+    if (seen_find(p->cards_seen, card, &region, &at) && region != l->asker.region &&
+        (int32_t)(now - at) < (int32_t)p->window_seconds) {
+        return 0;
+    }
+    seen_put(p->cards_seen, card, l->asker.region, now, p->window_seconds);
+    return 1;
+}
+
 /* One hot request whose key is known: fill in its task and return its length, or 0. */
-static size_t decode(const pump *p, const uint8_t *bytes, size_t length, request *r, card_task *task) {
+static size_t decode(pump *p, const line *l, const uint8_t *bytes, size_t length, request *r, card_task *task) {
     cursor c = {bytes, bytes + length};
     uint8_t form;
     uint32_t address = IRK;
@@ -309,6 +330,7 @@ static size_t decode(const pump *p, const uint8_t *bytes, size_t length, request
     if (has_address && !take_uint(&c, &address)) return 0;
     if (address > 0xFFFF) return 0;
     place.kind = r->kind;
+    place.roles = l->asker.roles;
     place.address = (uint16_t)address;
     const route_cell *known = find(p, packed(place));
     if (known->place == 0) return 0;
@@ -328,7 +350,7 @@ static size_t decode(const pump *p, const uint8_t *bytes, size_t length, request
     };
     p->cards.measure(task);
     if (task->result != CARD_DONE || task->out_length != CARD_CRYPTOGRAM_BYTES) return 0;
-    return r->length;
+    return is_where_it_was(p, l, diversifier.at) ? r->length : 0;
 }
 
 /* Encoding --------------------------------------------------------------------------------------------------------- */
@@ -409,11 +431,13 @@ static void read_turn(pump *p, turn *t, int hands_up, size_t *tasks) {
         t->is_reset = got < 0 && errno != EAGAIN && errno != EINTR;
         return;
     }
+    line *l = &p->lines[t->fd];
     uint8_t *at = t->buffer;
     size_t left = t->length = (size_t)got;
-    while (!hands_up && left > 0 && t->count < PUMP_READ_REQUESTS) {
-        size_t length = decode(p, at, left, &p->requests[*tasks], &p->tasks[*tasks]);
+    while (!hands_up && left > 0 && t->count < PUMP_READ_REQUESTS && l->asker.allowance > 0) {
+        size_t length = decode(p, l, at, left, &p->requests[*tasks], &p->tasks[*tasks]);
         if (length == 0) break;
+        l->asker.allowance--;
         at += length;
         left -= length;
         (*tasks)++;
@@ -437,8 +461,8 @@ static size_t collect_uses(pump *p) {
             const request *r = &p->requests[n];
             put_big_endian(out, p->methods[r->kind], 2);
             put_big_endian(out + 2, 0, 2); /* The status of good answers. */
-            put_big_endian(out + 4, l->connection, 4);
-            put_big_endian(out + 8, l->terminal, 4);
+            put_big_endian(out + 4, l->asker.connection, 4);
+            put_big_endian(out + 8, l->asker.terminal, 4);
             put_big_endian(out + 12, r->key_number, 4);
             memset(out + 16, 0, PUMP_CARD_ID_BYTES);
             memcpy(out + 16, r->card_id, p->card_id_bytes);
@@ -474,13 +498,14 @@ size_t pump_part(pump *p, int hands_up, const uint8_t **uses) {
 }
 
 /* What is left for Python of what was read: the requests that are to be refused, and then the rest, in their order. */
-static void hand_up(const pump *p, const turn *t, pump_rest *rest) {
+static void hand_up(pump *p, const turn *t, pump_rest *rest) {
     uint8_t *first = t->rest;
     /* Backwards: each moves up to what is handed up already, over requests that have been answered. */
     for (size_t i = t->first + t->count; i-- > t->first;) {
         if (p->tasks[i].result == CARD_DONE) continue;
         first -= p->requests[i].length;
         memmove(first, p->requests[i].request, p->requests[i].length);
+        p->lines[t->fd].asker.allowance++; /* It will be counted where it is answered. */
     }
     rest->data = first;
     rest->length = t->rest_length + (size_t)(t->rest - first);
@@ -511,6 +536,7 @@ size_t pump_finish(pump *p, pump_verdict verdict, const pump_rest **rests, int *
         if (verdict == PUMP_REFUSE) {
             rest.data = t->buffer;
             rest.length = t->length;
+            p->lines[t->fd].asker.allowance += (uint32_t)t->count;
         } else {
             answers = put_answers(p, t, answers, &rest);
             hand_up(p, t, &rest);

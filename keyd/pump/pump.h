@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "../crypto/native/card.h"
+#include "seen.h"
 
 /* As Python's MAX_CHUNK: what is read of a connection in a tick, and can be handed up at once. */
 #define PUMP_READ_BYTES (64 * 1024)
@@ -41,8 +42,13 @@
 
 typedef enum { PUMP_INTERNAL_AUTHENTICATE = 0, PUMP_INTERNAL_CRYPTOGRAM, PUMP_EXTERNAL_AUTHENTICATE, PUMP_KINDS } pump_kind;
 
-/* What a request must name, exactly, for the pump to know its key. */
+/* Numbers of sets of roles: 16 bits of what names a place. */
+#define PUMP_ROLE_SETS (1u << 16)
+
+/* What a request must name, exactly, and who must ask, for the pump to know its key. Generation and algorithm are at
+ * most 3. */
 typedef struct {
+    uint16_t roles; /* The number of the asker's set of roles: what one set may, another may not. */
     uint8_t kind;
     uint8_t generation;
     uint16_t address;
@@ -56,6 +62,15 @@ typedef struct {
     uint8_t key_id;      /* P2 of EXTERNAL AUTHENTICATE. */
     uint32_t key_number; /* The key's in the journal. */
 } pump_route;
+
+/* Who is at the other end of a connection. The first two are the journal's numbers. */
+typedef struct {
+    uint32_t connection;
+    uint32_t terminal;
+    uint16_t roles;
+    uint32_t region;    /* Where the terminal stands, in as many digits as are compared; 0 if that is not watched. */
+    uint32_t allowance; /* How many answers it may have before Python must look at its rates again. */
+} pump_asker;
 
 /* Something for Python: an event that is not the pump's, or what a connection said beyond the hot requests. */
 typedef struct {
@@ -88,12 +103,16 @@ void pump_free(pump *p);
  * most PUMP_CARD_ID_BYTES; the others are zeros. */
 void pump_record(pump *p, const uint16_t methods[PUMP_KINDS], size_t card_id_bytes);
 
+/* Hand up requests for cards that were seen in another region within so many seconds, and note where all others are.
+ * Without this call, or with NULL, nobody watches. */
+void pump_watch(pump *p, seen *cards, uint32_t window_seconds);
+
 /* Let the pump serve a connection, or no more. It is to be admitted only while Python holds nothing of it: no bytes
  * unparsed, no answers unsent (held ones are not in the way: a pump whose answers are held sends none), and an
- * authenticated terminal. The numbers are the connection's and the terminal's in the journal. Returns 0, or -1 without
- * memory. */
-int pump_admit(pump *p, int fd, uint32_t connection, uint32_t terminal);
-void pump_dismiss(pump *p, int fd);
+ * authenticated terminal. Returns 0, or -1 without memory. */
+int pump_admit(pump *p, int fd, pump_asker asker);
+/* Returns what is left of its allowance. */
+uint32_t pump_dismiss(pump *p, int fd);
 
 /* Tell the pump a key. If it knows as many as it can, it lets go of all the others first and returns -1, else 0: most of
  * so many name keys that are long gone, and what is still asked for is soon learnt again. */

@@ -73,9 +73,14 @@ class OpenChallenge(Struct, frozen=True):
 class Terminals:
     """The enrolled terminals."""
 
-    def __init__(self, keys: Mapping[str, bytes], random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        keys: Mapping[str, bytes],
+        random_bytes: Callable[[int], bytes],
+        roles: frozenset[str] = frozenset(),
+    ) -> None:
         self._random_bytes = random_bytes
-        self._terminals = {code: Terminal(code, key) for code, key in keys.items()}
+        self._terminals = {code: Terminal(code, key, roles) for code, key in keys.items()}
         # Somebody who is not enrolled gets the same work done, under a key that nobody has.
         self._nobody_key = random_bytes(TERMINAL_KEY_BYTES)
 

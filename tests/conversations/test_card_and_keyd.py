@@ -77,6 +77,7 @@ def ask() -> Ask:
         selftest=(),
         run_selftest=run_selftest,
         clock=time.monotonic,
+        now=time.time,
         random_bytes=secrets.token_bytes,
     )
     dispatch = Dispatch(services, Meter(), Events(time.monotonic))

@@ -145,11 +145,39 @@ def test_a_batch_counts_its_items_and_passes_as_a_whole_or_not_at_all() -> None:
 
 def test_a_short_cut_owes_what_it_answered_too_much_and_at_most_a_bucket() -> None:
     limiter = Limiter(Rates(terminal=Rate(requests=10, seconds=1, burst=10)))
-    assert limiter.charge(ASKER, "m", (), 0, items=10)
-    assert not limiter.charge(ASKER, "m", (), 0, items=1_000_000)
+    limiter.charge(ASKER, 0, items=10)
+    limiter.charge(ASKER, 0, items=1_000_000)
     with pytest.raises(RateLimited):
         limiter.admit(ASKER, "m", (), SECOND)
     limiter.admit(ASKER, "m", (), SECOND + SECOND // 10)
+
+
+def test_a_short_cut_has_the_room_of_terminal_and_organisation_and_no_more_than_it_asks_for() -> (
+    None
+):
+    rates = Rates(
+        terminal=Rate(requests=10, seconds=1, burst=10),
+        organisation=Rate(requests=20, seconds=1, burst=15),
+    )
+    limiter, neighbour = Limiter(rates), Asker("T-0002", ASKER.organisation)
+    assert limiter.room(ASKER, 0, most=64) == 10
+    assert limiter.room(ASKER, 0, most=3) == 3
+    limiter.charge(neighbour, 0, items=9)
+    assert limiter.room(ASKER, 0, most=64) == 6
+    limiter.charge(ASKER, 0, items=6)
+    assert limiter.room(ASKER, 0, most=64) == 0
+    assert limiter.room(ASKER, SECOND // 10, most=64) == 2
+    with pytest.raises(RateLimited, match="organisation"):
+        limiter.admit(ASKER, "m", (), 0)
+    assert Limiter(Rates()).room(ASKER, 0, most=64) == 64
+
+
+def test_who_counts_by_key_or_by_method_is_not_cut_short() -> None:
+    rate = Rate(requests=1, seconds=1, burst=1)
+    assert not Limiter(Rates(terminal=rate, methods={"a": rate})).counts_by_key_or("b")
+    assert Limiter(Rates(methods={"a": rate})).counts_by_key_or("a")
+    assert Limiter(Rates(method=rate)).counts_by_key_or("b")
+    assert Limiter(Rates(key=rate)).counts_by_key_or("b")
 
 
 def test_buckets_are_bounded_and_let_go_of_full_ones_first() -> None:

@@ -104,6 +104,7 @@ SERVICES: Final = Services(
     selftest=(),
     run_selftest=list,
     clock=lambda: 0.0,
+    now=lambda: 0.0,
     random_bytes=bytes,
 )
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from keyd.errors import CardLimit
 from keyd.policy import Strange, Watch
 from keyd.policy.limits import CardLimits
-from keyd.policy.watch import COLUMNS, ROWS, DailyCeiling
+from keyd.policy.watch import COLUMNS, MAX_WATCHED, ROWS, DailyCeiling, SeenCards
+from keyd.pump._pump import SeenCards as NativeSeenCards
 
 SECRET: Final = bytes(range(16))
 MINUTE: Final = 60
@@ -143,7 +144,7 @@ class NaiveRegions:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([b"a", b"b", b"c"]),
+            st.sampled_from([b"a" * 8, b"b" * 8, b"c" * 8]),
             st.sampled_from(["510100", "510107", "519900", "110000"]),
             st.integers(0, 11 * MINUTE),
         ),
@@ -154,10 +155,12 @@ def test_a_card_in_two_regions_within_minutes_is_strange(
     steps: list[tuple[bytes, str, int]],
 ) -> None:
     watch, naive, now = Watch(LIMITS), NaiveRegions(), 10**9
+    native = Watch(LIMITS, NativeSeenCards(SECRET[:8]))
     for card, region, gap in steps:
         now += gap
-        strange = watch.notice(card, region, now) is Strange.TWO_REGIONS
-        assert strange is naive.is_strange(card, region, now)
+        wanted = Strange.TWO_REGIONS if naive.is_strange(card, region, now) else None
+        assert watch.notice(card, region, now) is wanted
+        assert native.notice(card, region, now) is wanted
 
 
 def test_a_clock_that_is_put_back_hides_no_copy() -> None:
@@ -205,15 +208,46 @@ def test_where_failures_are_denied_they_are_until_the_windows_have_gone() -> Non
 
 
 def test_a_flood_of_cards_is_bounded_and_what_it_made_forgotten_is_counted() -> None:
-    watch = Watch(LIMITS, most=100)
+    seen = SeenCards(100)
+    watch = Watch(LIMITS, seen, most=100)
     for number in range(10_000):
         watch.notice(str(number).encode(), "510100", 10**9)
         watch.notice_failure(str(number).encode(), 10**9)
-        assert len(watch) <= 100
+        assert len(seen) <= 100
+        assert len(watch._failed) <= 100
     assert watch.forgotten == 2 * (10_000 - 100)
     # What has expired is not missed.
-    watch = Watch(LIMITS, most=100)
+    seen = SeenCards(100)
+    watch = Watch(LIMITS, seen)
     for number in range(10_000):
         watch.notice(str(number).encode(), "510100", number * 10 * MINUTE)
     assert watch.forgotten == 0
-    assert len(watch) <= 2
+    assert len(seen) <= 2
+
+
+def test_the_native_table_forgets_as_well_and_counts_it() -> None:
+    """Some four of a set are remembered: with as many cards as there is room, most are; with more, all is counted."""
+    seen = NativeSeenCards(SECRET[:8])
+    for number in range(MAX_WATCHED // 2):
+        seen.put(number.to_bytes(8, "big"), 5101, 10**9, 600)
+    known = sum(
+        seen.find(number.to_bytes(8, "big")) is not None for number in range(MAX_WATCHED // 2)
+    )
+    assert known + seen.forgotten == MAX_WATCHED // 2
+    assert known > 0.9 * MAX_WATCHED // 2
+    for number in range(MAX_WATCHED):
+        seen.put(number.to_bytes(8, "little"), 5101, 10**9 + 600, 600)
+    assert seen.find((1).to_bytes(8, "little")) == (5101, 10**9 + 600)
+    # What has expired makes room for nothing.
+    assert seen.forgotten < MAX_WATCHED
+    with pytest.raises(ValueError, match="8 bytes"):
+        seen.find(b"card")
+    with pytest.raises(ValueError, match="8 bytes"):
+        NativeSeenCards(b"short")
+
+
+def test_who_stands_nowhere_is_not_watched() -> None:
+    watch = Watch(LIMITS)
+    assert watch.notice(b"card", "510100", 0) is None
+    assert watch.notice(b"card", "", 1) is None
+    assert watch.notice(b"card", "110000", 2) is Strange.TWO_REGIONS

@@ -211,6 +211,7 @@ def make_services(keys: KeyRing | None = None) -> Services:
         selftest=(),
         run_selftest=lambda: (),
         clock=time.monotonic,
+        now=time.time,
         random_bytes=bytes,
     )
 

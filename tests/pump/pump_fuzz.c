@@ -1,6 +1,6 @@
 /* Throw good, mutated and random bytes at the pump over socket pairs, with card functions that make up their answers.
  *
- *     gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all pump_fuzz.c ../../keyd/pump/pump.c -o pump_fuzz
+ *     gcc -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all pump_fuzz.c ../../keyd/pump/{pump,seen}.c -o pump_fuzz
  *     ./pump_fuzz ITERATIONS [SEED]        0 iterations: for ever
  *
  * Beside what the sanitizers see, it insists on the one law that needs no cryptography: every byte that was sent is
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define LINES 96
+#define ROLES 0xABCD
 #define MAX_SENT (PUMP_READ_BYTES + 4096)
 
 static uint64_t state;
@@ -121,7 +122,7 @@ static size_t make_request(uint8_t *out) {
 static void learn_all(pump *p) {
     for (uint8_t kind = 0; kind < 3; kind++) {
         for (uint8_t region = 0; region < 4; region++) {
-            pump_place place = {kind, 3, kind == 2 ? 0x4C : 0x170, 3, {0x51, region, 0}};
+            pump_place place = {ROLES, kind, 3, kind == 2 ? 0x4C : 0x170, 3, {0x51, region, 0}};
             /* One region's key is gone. */
             pump_route route = {region == 3 ? 3 : 2, ARENA_SM4, 0x0A, 0xA1A2A3A4};
             pump_learn(p, place, route);
@@ -150,7 +151,14 @@ static void open_line(line *l, pump *p, int epoll) {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = pair[1]};
     require(epoll_ctl(epoll, EPOLL_CTL_ADD, pair[1], &event) == 0, "epoll");
     *l = (line){.theirs = pair[0], .ours = pair[1]};
-    require(pump_admit(p, pair[1], 0xC1C2C300u | (uint32_t)pair[1], 0x01020304) == 0, "admit");
+    pump_asker asker = {
+        .connection = 0xC1C2C300u | (uint32_t)pair[1],
+        .terminal = 0x01020304,
+        .roles = ROLES,
+        .region = draw(2) ? 0 : 5101 + draw(2),
+        .allowance = draw(4) ? UINT32_MAX : draw(40),
+    };
+    require(pump_admit(p, pair[1], asker) == 0, "admit");
 }
 
 static void close_line(line *l, pump *p) {
@@ -274,6 +282,9 @@ int main(int argc, char **argv) {
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     state = seed * 0x9E3779B97F4A7C15u | 1;
     pump *p = pump_new(epoll, (pump_cards){measure, compute});
+    seen *cards = seen_new(seed);
+    require(cards != NULL, "no table");
+    if (seed % 2) pump_watch(p, cards, 600);
     require(p != NULL, "no memory");
     const uint16_t methods[PUMP_KINDS] = {0xD100, 0xD101, 0xD102};
     pump_record(p, methods, 2);
@@ -287,13 +298,14 @@ int main(int argc, char **argv) {
         if (draw(256) == 0) {
             /* Fill the table, which then begins anew. */
             for (uint32_t place = 0; place < 9000; place++)
-                pump_learn(p, (pump_place){1, 3, (uint16_t)place, 3, {1, 2, (uint8_t)(place >> 8)}},
+                pump_learn(p, (pump_place){ROLES, 1, 3, (uint16_t)place, 3, {1, 2, (uint8_t)(place >> 8)}},
                            (pump_route){2, ARENA_SM4, 0, 0});
             learn_all(p);
         }
     }
     pump_free(p);
     close(epoll);
+    seen_free(cards);
     printf("%llu answered\n", (unsigned long long)answered);
     return answered == 0;
 }

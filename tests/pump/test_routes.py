@@ -12,6 +12,7 @@ from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.crypto.secret import SecretKey
+from keyd.dispatch import Pass
 from keyd.errors import Status
 from keyd.keys.block import KEY_ID_BYTES, KeyState
 from keyd.keys.hierarchy import Region
@@ -203,7 +204,7 @@ def test_a_deactivated_key_verifies_in_the_pump_and_produces_nowhere(
         assert not is_pumped(stand, hot(method))
     # Even if somebody taught it what was never answered: the key that verifies is not there for producing.
     card = CardIdentity(CARD.card_id, CARD.historical)
-    stand.routes.learn(InternalCryptogram(card, FACTOR, CHALLENGE))
+    stand.routes.learn(InternalCryptogram(card, FACTOR, CHALLENGE), Pass(None))
     assert not is_pumped(stand, hot(INTERNAL_CRYPTOGRAM))
 
 

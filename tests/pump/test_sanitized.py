@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 HERE: Final = Path(__file__).parent
-PUMP: Final = HERE.parents[1] / "keyd" / "pump" / "pump.c"
+PUMP: Final = HERE.parents[1] / "keyd" / "pump"
 
 # Each is up to 96 connections with up to 64 KiB; some 250 a second.
 ITERATIONS: Final = 1000
@@ -26,7 +26,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the sanitized pump needs gcc")
     program = tmp_path_factory.mktemp("sanitized") / "pump_fuzz"
     warnings = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g", "-O1", "-fno-omit-frame-pointer"]
-    sources = [str(HERE / "pump_fuzz.c"), str(PUMP)]
+    sources = [str(HERE / "pump_fuzz.c"), *(str(PUMP / name) for name in ("pump.c", "seen.c"))]
     built = subprocess.run(
         [compiler, *warnings, *SANITIZERS, *sources, "-o", str(program)],
         capture_output=True,
