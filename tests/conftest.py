@@ -93,16 +93,17 @@ class RunningDaemon:
         with self._changed:
             return [self._parsed(line) for line in self._lines]
 
-    def wait_for(self, event: str, timeout: float = 10.0) -> dict[str, Any]:
-        """Return the first log line of this event, waiting until it has come."""
+    def wait_for(self, event: str, timeout: float = 10.0, nth: int = 1) -> dict[str, Any]:
+        """Return the first log line of this event, or the nth, waiting until it has come."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            seen = 0
+            seen = found = 0
             while True:
                 while seen < len(self._lines):
                     if self._lines[seen].startswith("{"):
                         line = self._parsed(self._lines[seen])
-                        if line["event"] == event:
+                        found += line["event"] == event
+                        if found == nth:
                             return line
                     seen += 1
                 if self._has_ended or not self._changed.wait(deadline - time.monotonic()):
