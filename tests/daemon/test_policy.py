@@ -157,3 +157,22 @@ def test_the_metrics_tell_of_a_strange_card(ruled: Ruled, raw: Connect) -> None:
     assert said(peer, *map(forged, range(4))) == ["CARD_NOT_AUTHENTIC"] * 4
     seen = ruled.daemon.wait_for("card_strange")
     assert (seen["what"], seen["terminal"]) == ("many_failures", "DEV-0001")
+
+
+@every_tick
+def test_a_rate_that_a_reload_brings_holds_for_who_is_connected(
+    tmp_path: Path, start_daemon: StartDaemon, raw: Connect, tick: str
+) -> None:
+    ruled = Ruled(tmp_path, start_daemon, tick)
+    daemon = ruled.start()
+    peer, other = raw(daemon.address), raw(daemon.address)
+    peer.authenticate("DEV-0001")
+    other.authenticate("DEV-0002")
+    assert said(peer, *[hot(INTERNAL_CRYPTOGRAM)] * 50) == ["OK"] * 50
+    ruled.write(limits=with_rates("terminal = { requests = 1, seconds = 60, burst = 5 }"))
+    ruled.reload()
+    daemon.wait_for("reloaded")
+    # The other's request lets the pump answer everybody's, if they have room.
+    assert said(other, hot(INTERNAL_CRYPTOGRAM)) == ["OK"]
+    counts = Counter(said(peer, *[hot(INTERNAL_CRYPTOGRAM)] * 50))
+    assert counts == {"OK": 5, "RATE_LIMITED": 45}
