@@ -144,10 +144,8 @@ class Limiter:
         self._method = _maybe_buckets(rates.method)
         self._methods = {method: Buckets(rate) for method, rate in rates.methods.items()}
 
-    def admit(
-        self, asker: Asker, method: str, keys: Iterable[Hashable], now: int, items: int = 1
-    ) -> None:
-        """Let a request pass, or a batch of so many items as a whole; `now` is monotonic nanoseconds.
+    def admit(self, asker: Asker, method: str, keys: Iterable[Hashable], now: int) -> None:
+        """Let a request pass, or an item of a batch; `now` is monotonic nanoseconds.
 
         A key is whatever names it for counting, e.g. its address and algorithm.
 
@@ -156,13 +154,13 @@ class Limiter:
         """
         concerned = self._concerned(asker, method, keys)
         for what, buckets, name in concerned:
-            if buckets.over(name, items, now) > 0:
-                milliseconds = -(-buckets.wait(name, items, now) // 1_000_000)
+            if buckets.over(name, 1, now) > 0:
+                milliseconds = -(-buckets.wait(name, 1, now) // 1_000_000)
                 raise RateLimited(
                     f"too many requests for this {what}; there is room in {milliseconds} ms"
                 )
         for _what, buckets, name in concerned:
-            buckets.take(name, items, now)
+            buckets.take(name, 1, now)
 
     def counts_by_key_or(self, method: str) -> bool:
         """Whether requests are counted by key, or those of this method all together."""

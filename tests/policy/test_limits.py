@@ -47,16 +47,16 @@ class NaiveBucket:
 
 @given(
     rate=rates,
-    steps=st.lists(st.tuples(st.integers(0, 20 * SECOND), st.integers(1, 5)), max_size=60),
+    gaps=st.lists(st.integers(0, 20 * SECOND), max_size=60),
 )
-def test_a_bucket_is_the_naive_bucket_exactly(rate: Rate, steps: list[tuple[int, int]]) -> None:
+def test_a_bucket_is_the_naive_bucket_exactly(rate: Rate, gaps: list[int]) -> None:
     # Fractions against integers, and no tolerance: a drift of one nanosecond in a lifetime would show.
     limiter, naive, now = Limiter(Rates(terminal=rate)), NaiveBucket(rate), 0
-    for gap, items in steps:
+    for gap in gaps:
         now += gap
-        wanted = naive.admit(items, now)
+        wanted = naive.admit(1, now)
         try:
-            limiter.admit(ASKER, "m", (), now, items)
+            limiter.admit(ASKER, "m", (), now)
         except RateLimited:
             assert not wanted
         else:
@@ -129,18 +129,10 @@ def test_each_kind_limits_and_the_refused_takes_from_none(tight: Rates, said: st
             limiter.admit(ASKER, "card.pin_reload", [0x0173], 0)
     # Another terminal, organisation, key and method has all of its own. Had the refused ones been counted in the wide
     # buckets, these would be empty.
-    limiter.admit(Asker("T-0002", "hospital 2"), "card.pin_unblock", [0x0090], 0, items=1)
+    limiter.admit(Asker("T-0002", "hospital 2"), "card.pin_unblock", [0x0090], 0)
     with pytest.raises(RateLimited):
         limiter.admit(ASKER, "card.pin_reload", [0x0173], 60 * SECOND - 1)
     limiter.admit(ASKER, "card.pin_reload", [0x0173], 60 * SECOND)
-
-
-def test_a_batch_counts_its_items_and_passes_as_a_whole_or_not_at_all() -> None:
-    limiter = Limiter(Rates(terminal=Rate(requests=10, seconds=1, burst=10)))
-    limiter.admit(ASKER, "m", (), 0, items=8)
-    with pytest.raises(RateLimited):
-        limiter.admit(ASKER, "m", (), 0, items=3)
-    limiter.admit(ASKER, "m", (), 0, items=2)
 
 
 def test_a_short_cut_owes_what_it_answered_too_much_and_at_most_a_bucket() -> None:
