@@ -67,6 +67,9 @@ _NOT_AUTHENTIC: Final = frozenset(
     {Status.CARD_NOT_AUTHENTIC, Status.MAC_NOT_AUTHENTIC, Status.TAC_NOT_AUTHENTIC}
 )
 
+_ENROLMENT: Final = "on this line machines ask for a certificate, and for nothing else"
+_NO_ENROLMENT: Final = "this is asked on an enrolment line, and nowhere else"
+
 _NO_PLACES: Final[frozenset[int]] = frozenset()
 
 
@@ -353,13 +356,15 @@ class _Tick:
 
     def _authorise(self, session: Session, command: Command) -> None:
         role = command.role
+        if session.is_enrolment is not (role is Role.ENROLMENT):
+            raise RoleMissing(_ENROLMENT if session.is_enrolment else _NO_ENROLMENT)
         if self._services.is_sealed and role not in _WHILE_SEALED:
             raise Sealed
         recorder = self._recorder
         if command.audited and recorder is not None and recorder.unavailable_because is not None:
             # Before any key is used and anybody becomes anybody.
             raise AuditUnavailable
-        if role is Role.ANYONE:
+        if role in (Role.ANYONE, Role.ENROLMENT):
             return
         if role is Role.ADMINISTRATION:
             if not session.is_administration:
@@ -369,7 +374,7 @@ class _Tick:
             raise RoleMissing("an officer signs this: officer.command carries it")
         if session.terminal is None and not (role is Role.OPERATOR and session.is_operator):
             raise NotAuthenticated
-        if self._services.has_failed_selftest and role is Role.TERMINAL:
+        if self._services.has_failed_selftest and role is not Role.OPERATOR:
             raise SelftestFailed
 
     def compute(self) -> None:

@@ -37,6 +37,7 @@ class Status(enum.IntEnum):
     RATE_LIMITED = 206
     QUOTA_EXCEEDED = 207
     CARD_LIMIT = 208
+    ENROLMENT_REFUSED = 209
 
     # 3xx: the keys.
     KEY_NOT_FOUND = 300
@@ -75,6 +76,8 @@ class Status(enum.IntEnum):
     COMPONENT_REFUSED = 604
     CHANGED_MEANWHILE = 605
     NOT_SEALED = 606
+    TERMINAL_NOT_FOUND = 607
+    TERMINAL_STATE = 608
 
 
 class Refusal(Exception):  # noqa: N818 - the field's word; what is raised says what happened
@@ -323,6 +326,24 @@ class StoreUnavailable(Refusal):
     """The key store cannot be read or written; nothing was changed."""
 
     status = Status.STORE_UNAVAILABLE
+
+
+class EnrolmentRefused(Refusal):
+    """The enrolment code is not this terminal's, was used or has expired, or the certificate request is not for it."""
+
+    status = Status.ENROLMENT_REFUSED
+
+
+class TerminalNotFound(Refusal):
+    """No terminal of that code is enrolled."""
+
+    status = Status.TERMINAL_NOT_FOUND
+
+
+class TerminalStateRefused(Refusal):
+    """The terminal's state does not allow this."""
+
+    status = Status.TERMINAL_STATE
 
 
 class ProposalNotFound(Refusal):

@@ -20,7 +20,8 @@ from keyd.crypto.native import _core
 from keyd.custody.backup import JournalHead, make_backup
 from keyd.custody.bodies import StoreNotOurs
 from keyd.errors import AuditUnavailable, ChangedMeanwhile, Refusal, Sealed, StoreUnavailable
-from keyd.store.rows import Anchor
+from keyd.registry.activity import SeenTerminals
+from keyd.store.rows import Activity, Anchor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +51,9 @@ SEAL_SECONDS: Final = 1.0
 
 # What is cut off the journal within this time after it was written shows only against the checkpoints.
 ANCHOR_SECONDS: Final = 60.0
+
+# What was seen of terminals is written down so often; a keyd that is killed loses as much of it.
+ACTIVITY_SECONDS: Final = 30.0
 
 # How long the journal's disk may keep what was done from taking effect, and the end of keyd from coming.
 SETTLE_SECONDS: Final = 2.0
@@ -117,8 +121,18 @@ class Warden:
         self._is_outbox_kept = False
         # The last backup, while an officer takes it in parts.
         self._backups: dict[str, bytes] = {}
+        # What this keyd has seen of terminals and not written down yet.
+        self.seen = SeenTerminals()
         # Why the store does not serve, or None.
         self.unavailable_because: str | None = None
+
+    async def activity(self) -> dict[str, Activity]:
+        """Return what all keyds of this store have seen of each terminal, as far as they have written it down.
+
+        Raises:
+            StoreUnavailable: nobody can say.
+        """
+        return await trio.to_thread.run_sync(self._store.activity, abandon_on_cancel=True)
 
     def want_lease(self) -> None:
         """Note that a quota runs low. Called from the tick."""
@@ -186,6 +200,7 @@ class Warden:
             nursery.start_soon(self._sweep_forever)
             nursery.start_soon(self._look_at_clock_forever)
             nursery.start_soon(self._anchor_forever)
+            nursery.start_soon(self._note_activity_forever)
 
     async def backup(self, officer: Officer, *, is_first: bool) -> bytes:
         """Return a backup: a new one, or the one that an officer has begun to take in parts.
@@ -217,6 +232,7 @@ class Warden:
         """Hand leases back and put the last records into the journal."""
         with trio.move_on_after(SETTLE_SECONDS, shield=True), contextlib.suppress(Refusal):
             await self.do(self.vault.close)
+            await self.do(self._note_activity)
             with contextlib.suppress(OSError):
                 await self.do(self.anchor)
 
@@ -316,6 +332,22 @@ class Warden:
             await trio.sleep(SWEEP_SECONDS)
             with contextlib.suppress(Refusal):
                 await self.do(self.vault.sweep)
+
+    async def _note_activity_forever(self) -> None:
+        while True:
+            await trio.sleep(ACTIVITY_SECONDS)
+            with contextlib.suppress(Refusal):
+                await self.do(self._note_activity)
+
+    def _note_activity(self) -> None:
+        seen = self.seen.take()
+        try:
+            self._store.add_activity(
+                self._instance, [Activity(code, *one) for code, one in sorted(seen.items())]
+            )
+        except Refusal:
+            self.seen.put_back(seen)
+            raise
 
     async def _anchor_forever(self) -> None:
         while True:

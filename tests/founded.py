@@ -13,10 +13,10 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm2 import Sm2PrivateKey
 from keyd.custody.bodies import seal_key_row
-from keyd.custody.carrying_out import Outcome
 from keyd.custody.founding import Keeper, found
 from keyd.custody.officers import Officer, OfficerRole
 from keyd.custody.vault import Vault
+from keyd.custody.work import Outcome
 from keyd.keys.block import Domain, Tier
 from keyd.store.database import Store
 from keyd.store.rows import Put

@@ -76,6 +76,9 @@ GOLDEN: Final = cast(
 # Those of custody, and those that a sealed keyd does not refuse with SEALED. An officer's own are refused as ever.
 OF_CUSTODY: Final = frozenset({Role.ADMINISTRATION, Role.OFFICER})
 WHILE_SEALED: Final = OF_CUSTODY | {Role.OPERATOR}
+# Those that are asked elsewhere: on the administration's socket, in an envelope, on an enrolment line.
+ELSEWHERE: Final = OF_CUSTODY | {Role.ENROLMENT}
+OF_TERMINALS: Final = frozenset({Role.TERMINAL, Role.SELF})
 
 every_row = pytest.mark.parametrize("row", TABLE.values(), ids=lambda row: row.method)
 every_batch = pytest.mark.parametrize("row", BATCHES.values(), ids=lambda row: row.method)
@@ -332,8 +335,8 @@ async def test_the_slow_command_answers_outside_the_tick(keyd: Keyd) -> None:
 @every_row
 def test_who_is_nobody_may_only_prove_to_be_somebody(keyd: Keyd, row: Command) -> None:
     status = keyd.status(keyd.session(), row.method, *well_formed(row))
-    assert (status is Status.NOT_AUTHENTICATED) == (row.role in {Role.TERMINAL, Role.OPERATOR})
-    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
+    assert (status is Status.NOT_AUTHENTICATED) == (row.role in OF_TERMINALS | {Role.OPERATOR})
+    assert (status is Status.ROLE_MISSING) == (row.role in ELSEWHERE)
     assert status is not Status.INTERNAL
 
 
@@ -345,8 +348,8 @@ def test_the_operator_may_also_look_after_keyd(keyd: Keyd, row: Command) -> None
         assert row.role is Role.OPERATOR
         return
     status = status_of(heard(answer))
-    assert (status is Status.NOT_AUTHENTICATED) == (row.role is Role.TERMINAL)
-    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
+    assert (status is Status.NOT_AUTHENTICATED) == (row.role in OF_TERMINALS)
+    assert (status is Status.ROLE_MISSING) == (row.role in ELSEWHERE)
     assert status is not Status.INTERNAL
 
 
@@ -355,11 +358,26 @@ def test_a_terminal_may_ask_everything_but_custody(keyd: Keyd, row: Command) -> 
     (answer,) = keyd.tick((keyd.terminal(), Ask(1, row.method, well_formed(row))))
     if isinstance(answer, Slow):
         assert row.cost is Cost.SLOW
-        assert row.role not in OF_CUSTODY
+        assert row.role not in ELSEWHERE
         return
     status = status_of(heard(answer))
     assert status not in {Status.NOT_AUTHENTICATED, Status.INTERNAL}
-    assert (status is Status.ROLE_MISSING) == (row.role in OF_CUSTODY)
+    assert (status is Status.ROLE_MISSING) == (row.role in ELSEWHERE)
+
+
+@every_row
+def test_on_an_enrolment_line_machines_ask_for_a_certificate_and_nothing_else(
+    keyd: Keyd, row: Command
+) -> None:
+    session = keyd.session()
+    session.is_enrolment = True
+    for params in (well_formed(row), []):
+        (answer,) = keyd.tick((session, Ask(1, row.method, params)))
+        if isinstance(answer, Slow):
+            assert row.role is Role.ENROLMENT
+        else:
+            is_missing = status_of(heard(answer)) is Status.ROLE_MISSING
+            assert is_missing == (row.role is not Role.ENROLMENT)
 
 
 @every_row
@@ -372,8 +390,8 @@ def test_the_administrations_socket_takes_what_needs_no_terminal(keyd: Keyd, row
         return
     status = status_of(heard(answer))
     assert row.role is not Role.ADMINISTRATION
-    assert (status is Status.NOT_AUTHENTICATED) == (row.role in {Role.TERMINAL, Role.OPERATOR})
-    assert (status is Status.ROLE_MISSING) == (row.role is Role.OFFICER)
+    assert (status is Status.NOT_AUTHENTICATED) == (row.role in OF_TERMINALS | {Role.OPERATOR})
+    assert (status is Status.ROLE_MISSING) == (row.role in {Role.OFFICER, Role.ENROLMENT})
 
 
 @every_row
@@ -406,7 +424,7 @@ def test_while_sealed_only_state_and_unsealing_are_answered(keyd: Keyd, row: Com
                 assert row.role in WHILE_SEALED
                 continue
             is_sealed = status_of(heard(answer)) is Status.SEALED
-            assert is_sealed == (row.role not in WHILE_SEALED)
+            assert is_sealed == (row.role not in WHILE_SEALED | {Role.ENROLMENT})
 
 
 @every_batch
@@ -430,7 +448,7 @@ def test_a_sealed_keyd_says_that_it_is(keyd: Keyd) -> None:
 def test_who_may_not_ask_learns_nothing_of_the_parameters(keyd: Keyd, row: Command) -> None:
     if row.role is Role.ANYONE:
         return
-    refusal = Status.ROLE_MISSING if row.role in OF_CUSTODY else Status.NOT_AUTHENTICATED
+    refusal = Status.ROLE_MISSING if row.role in ELSEWHERE else Status.NOT_AUTHENTICATED
     for params in ([], ["junk"], [None] * 20):
         assert keyd.status(keyd.session(), row.method, *params) is refusal
 
@@ -491,6 +509,7 @@ def test_parameters_that_do_not_fit_are_refused(keyd: Keyd, row: Command) -> Non
         return  # it is refused before anybody looks, see above
     session, right = keyd.terminal(), well_formed(row)
     session.is_administration = row.role is Role.ADMINISTRATION
+    session.is_enrolment = row.role is Role.ENROLMENT
     wrong: list[list[Any]] = [[*right, None], [right], [{}], [None] * 40, ["x"] * (len(right) + 1)]
     wrong += [right[:-1]] if right and row.method != "card.secure_message" else []
     for params in wrong:
@@ -838,7 +857,7 @@ def test_after_a_failed_selftest_only_the_operators_commands_answer(keyd: Keyd) 
         if isinstance(answer, Slow):
             assert row.role is Role.OPERATOR
             continue
-        if row.role is Role.TERMINAL:
+        if row.role in OF_TERMINALS:
             assert status_of(heard(answer)) is Status.SELFTEST_FAILED
         else:
             assert status_of(heard(answer)) is not Status.SELFTEST_FAILED

@@ -41,6 +41,7 @@ NUMBERS: Final = {
     "RATE_LIMITED": 206,
     "QUOTA_EXCEEDED": 207,
     "CARD_LIMIT": 208,
+    "ENROLMENT_REFUSED": 209,
     "KEY_NOT_FOUND": 300,
     "KEY_USAGE": 301,
     "ALGORITHM_NOT_SUPPORTED": 302,
@@ -71,6 +72,8 @@ NUMBERS: Final = {
     "COMPONENT_REFUSED": 604,
     "CHANGED_MEANWHILE": 605,
     "NOT_SEALED": 606,
+    "TERMINAL_NOT_FOUND": 607,
+    "TERMINAL_STATE": 608,
 }
 
 every_refusal = pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import KCV_BYTES
 from keyd.custody.officers import OfficerCode, OfficerRole, PublicPoint
 from keyd.keys.block import KEY_ID_BYTES, Export, Mode, Seconds, Tier, Use
+from keyd.registry.terminal import TerminalCode, TerminalSpec
 
 # Two people who collude must not be enough where nine are named, and nobody gathers more for one key.
 MAX_COMPONENTS: Final = 9
@@ -26,6 +27,12 @@ MAX_WRAPPED_BYTES: Final = 4096
 # How long a destroyed key can be brought back, at most.
 MAX_WAITING_DAYS: Final = 365
 
+# Terminals of one proposal: they and an officer's signature fit into one command.
+MAX_TERMINALS: Final = 100
+
+MAX_ENROLMENT_DAYS: Final = 30
+
+TerminalCodes = Annotated[tuple[TerminalCode, ...], Meta(min_length=1, max_length=MAX_TERMINALS)]
 KeyId = Annotated[bytes, Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
 Kcv = Annotated[bytes, Meta(min_length=KCV_BYTES, max_length=KCV_BYTES)]
 Wrapped = Annotated[bytes, Meta(min_length=8, max_length=MAX_WRAPPED_BYTES)]
@@ -188,6 +195,42 @@ class Rekey(_Action, frozen=True, tag="rekey"):
     custodians: Annotated[tuple[OfficerCode, ...], Meta(min_length=2, max_length=MAX_SHARES)]
 
 
+class EnrolTerminals(_Action, frozen=True, tag="enrol-terminals"):
+    """Enrol terminals (登记), or decide otherwise about ones that are; `activate` lets new ones be used at once."""
+
+    terminals: Annotated[tuple[TerminalSpec, ...], Meta(min_length=1, max_length=MAX_TERMINALS)]
+    activate: bool = False
+
+
+class ActivateTerminals(_Action, frozen=True, tag="activate-terminals"):
+    """Let terminals be used (启用): new ones, and ones that were stopped."""
+
+    codes: TerminalCodes
+
+
+class GiveEnrolmentCodes(_Action, frozen=True, tag="give-enrolment-codes"):
+    """Make a one-time enrolment code for each of these terminals, and give them to an officer."""
+
+    codes: TerminalCodes
+    officer: OfficerCode
+    days: Annotated[int, Meta(ge=1, le=MAX_ENROLMENT_DAYS)] = 7
+
+
+class GiveTerminalKeys(_Action, frozen=True, tag="give-terminal-keys"):
+    """Give the terminal keys of these terminals, diversified from the terminal master key, to an officer."""
+
+    codes: TerminalCodes
+    officer: OfficerCode
+
+
+class MakeAuthority(_Action, frozen=True, tag="make-authority"):
+    """Make keyd's own certification authority of a kind, for terminals' certificates. The one before counts no more."""
+
+    kind: Annotated[str, Meta(pattern=r"\A(guomi|standard)\Z")]
+    common_name: Annotated[str, Meta(min_length=1, max_length=64)]
+    years: Annotated[int, Meta(ge=1, le=30)] = 10
+
+
 Action = (
     GenerateKey
     | ImportKey
@@ -205,8 +248,17 @@ Action = (
     | EnrolOfficer
     | RetireOfficer
     | Rekey
+    | EnrolTerminals
+    | ActivateTerminals
+    | GiveEnrolmentCodes
+    | GiveTerminalKeys
+    | MakeAuthority
 )
 
 # Those that bring a new key in, and so name what it is to be.
 NewKey = GenerateKey | ImportKey | GiveComponents | ImportWrapped | ImportEnvelope
+# Those about terminals: LOCAL decides them.
+AboutTerminals = (
+    EnrolTerminals | ActivateTerminals | GiveEnrolmentCodes | GiveTerminalKeys | MakeAuthority
+)
 NEW_KEY: Final = (GenerateKey, ImportKey, GiveComponents, ImportWrapped, ImportEnvelope)

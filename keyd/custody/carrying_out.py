@@ -7,20 +7,19 @@ and the events for the journal. What cannot be done is refused, and then nothing
 from __future__ import annotations
 
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-
-from msgspec import Struct, field
+from typing import TYPE_CHECKING, Final
 
 from keyd.crypto.algorithms import Algorithm, require_software
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm2 import CiphertextNotAuthentic
 from keyd.custody import actions as act
-from keyd.custody import lifecycle
+from keyd.custody import enrolling, lifecycle
 from keyd.custody.bodies import seal_key_row, seal_row
 from keyd.custody.ceremony import generate_in_components
 from keyd.custody.officers import Officer, OfficerRole, require_public_key
 from keyd.custody.proposals import FOR_COMPONENT
 from keyd.custody.transport import unwrap_from_transport, wrap_for_transport
+from keyd.custody.work import Outcome, event_of
 from keyd.errors import (
     BadParameter,
     DomainCrossed,
@@ -44,16 +43,18 @@ from keyd.keys.block import (
     Tier,
     Use,
 )
-from keyd.keys.hierarchy import child_root, region_from_digits, root_key
-from keyd.store.rows import Drop, Kind, Put
+from keyd.keys.hierarchy import (
+    TERMINAL_LEVELS,
+    TERMINAL_MASTER_ADDRESS,
+    child_root,
+    region_from_digits,
+    root_key,
+)
+from keyd.store.rows import Kind, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keyd.custody.contents import Contents, HeldKey
-    from keyd.custody.proposals import Proposal
-
-Event: TypeAlias = dict[str, Any]
+    from keyd.custody.work import Event, Work
 
 # Fewer, and nobody could approve what the last one proposes.
 LEAST_SECURITY_OFFICERS: Final = 2
@@ -66,48 +67,6 @@ _CARD_MODES: Final = (Mode.PRODUCE, Mode.VERIFY)
 _TRANSPORT_MODES: Final = (Mode.WRAP, Mode.UNWRAP)
 
 _SECONDS_PER_DAY: Final = 24 * 3600
-
-
-class Outcome(Struct):
-    """What carrying out a decision comes to."""
-
-    changes: list[Put | Drop] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    result: dict[str, bytes] = field(default_factory=dict)
-
-
-class Work(Struct, frozen=True):
-    """What a decision is carried out with. `combined` is the key of a ceremony of components, if it is one."""
-
-    contents: Contents
-    proposal: Proposal
-    approver: Officer
-    now: int
-    random_bytes: Callable[[int], bytes]
-    combined: SecretKey | None = None
-
-    @property
-    def domain(self) -> Domain:
-        """The domain whose officers decide."""
-        return self.proposal.domain
-
-    @property
-    def lmk(self) -> SecretKey:
-        """The domain's wrapping key."""
-        return self.contents.seal.wrapping_keys[self.domain]
-
-    @property
-    def decided_by(self) -> str:
-        """Both officers, for headers."""
-        return f"{self.proposal.proposed_by}+{self.approver.code}"[:64]
-
-    def key(self, key_id: bytes) -> HeldKey:
-        """Return a key of the deciding domain that is not gone.
-
-        Raises:
-            KeyNotFound, DomainCrossed: as `Contents.key`.
-        """
-        return self.contents.key(key_id, self.domain)
 
 
 def require_possible(contents: Contents, domain: Domain, action: act.Action, now: int) -> None:
@@ -139,6 +98,14 @@ def require_possible(contents: Contents, domain: Domain, action: act.Action, now
             _require_enough_officers(contents, domain, action.code, ())
         case act.Rekey():
             require_rekey(contents, domain, action)
+        case (
+            act.EnrolTerminals()
+            | act.ActivateTerminals()
+            | act.GiveEnrolmentCodes()
+            | act.GiveTerminalKeys()
+            | act.MakeAuthority()
+        ):
+            enrolling.require_possible(contents, domain, action, now)
         case _:
             contents.key(action.key_id, domain)
 
@@ -177,6 +144,14 @@ def carry_out(work: Work) -> Outcome:
             return _retire(work, action)
         case act.Rekey():
             raise ValueError("a rekey is staged first")
+        case (
+            act.EnrolTerminals()
+            | act.ActivateTerminals()
+            | act.GiveEnrolmentCodes()
+            | act.GiveTerminalKeys()
+            | act.MakeAuthority()
+        ):
+            return enrolling.carry_out(work, action)
         case _:
             return _step(work, action)
 
@@ -193,6 +168,8 @@ def _require_spec(contents: Contents, domain: Domain, action: act.NewKey) -> Non
     for held in contents.keys.values():
         if held.header.domain is not domain and set(held.header.addresses) & set(spec.addresses):
             raise DomainCrossed(f"at that address answers {held.header.label}")
+    if spec.use is Use.TERMINAL or TERMINAL_MASTER_ADDRESS in spec.addresses:
+        _require_terminal_master(spec, domain)
     if (spec.use is Use.TRANSPORT) is not (spec.levels == 0):
         raise BadParameter("a card's root has 1 to 3 levels, and a transport key none")
     if spec.use is Use.TRANSPORT and spec.addresses:
@@ -215,6 +192,22 @@ def _require_spec(contents: Contents, domain: Domain, action: act.NewKey) -> Non
     if _TIERS.index(spec.tier) < _TIERS.index(own) and not arrives_wrapped:
         raise RoleMissing(
             f"a {own} custody neither makes nor enters {spec.tier} keys: they arrive wrapped"
+        )
+
+
+def _require_terminal_master(spec: act.KeySpec, domain: Domain) -> None:
+    if domain is not Domain.LOCAL:
+        raise DomainCrossed("the terminal master key is LOCAL's")
+    is_whole = (
+        spec.use is Use.TERMINAL
+        and spec.addresses == (TERMINAL_MASTER_ADDRESS,)
+        and spec.levels == TERMINAL_LEVELS
+        and spec.algorithm is Algorithm.SM4
+    )
+    if not is_whole:
+        raise BadParameter(
+            f"the terminal master key is SM4, of {TERMINAL_LEVELS} levels, for terminal, and answers at "
+            f"{TERMINAL_MASTER_ADDRESS:04X} alone"
         )
 
 
@@ -253,7 +246,7 @@ def _new_key(work: Work, spec: act.KeySpec, key: SecretKey) -> Outcome:
         raise KeyBlockRefused("the key's check value is an older version's: it is the same key")
     outcome = Outcome()
     outcome.changes.append(Put(seal_key_row(work.lmk, header, key, work.random_bytes)))
-    outcome.events.append(_event(work, "key.made", header))
+    outcome.events.append(event_of(work, "key.made", header))
     outcome.result["key_id"] = header.key_id
     outcome.result["kcv"] = header.kcv
     return outcome
@@ -354,6 +347,10 @@ def _export_child(work: Work, action: act.ExportChild) -> Outcome:
     header = held.header
     if header.export is Export.NEVER:
         raise ExportRefused(f"{header.label} may leave never")
+    if header.use is Use.TERMINAL:
+        raise ExportRefused(
+            "what is below the terminal master key is given to terminals, and not exported"
+        )
     if header.levels < 2:
         raise ExportRefused("below a city's root there are only cards")
     child = child_root(root_key(_living(held), header.levels), region_from_digits(action.region))
@@ -384,7 +381,7 @@ def _leave(
         _living(transport), transport_format, leaving, key, work.random_bytes
     )
     outcome = Outcome()
-    event = _event(work, "key.exported", of or header)
+    event = event_of(work, "key.exported", of or header)
     event["transport_key"] = transport.header.label
     event["kcv"] = header.kcv.hex().upper()
     if of is not None:
@@ -463,7 +460,7 @@ def _step(
             header = lifecycle.restore(held.header, now)
     outcome = Outcome()
     outcome.changes.append(Put(seal_key_row(work.lmk, header, key, work.random_bytes)))
-    outcome.events.append(_event(work, f"key.{header.state}", header))
+    outcome.events.append(event_of(work, f"key.{header.state}", header))
     if header.state is KeyState.DESTROYED:
         _hand_minimum_on(work, header, outcome)
     return outcome
@@ -512,7 +509,7 @@ def _permit(work: Work, action: act.Permit) -> Outcome:
         )
     outcome = Outcome()
     outcome.changes.append(Put(seal_key_row(work.lmk, header, key, work.random_bytes)))
-    event = _event(work, "key.permitted", header)
+    event = event_of(work, "key.permitted", header)
     event["changed"] = [f"{name} = {value}" for name, value in wanted.items()]
     outcome.events.append(event)
     return outcome
@@ -559,7 +556,7 @@ def _put_officer(work: Work, officer: Officer, name: str) -> Outcome:
         work.random_bytes,
     )
     outcome.changes.append(Put(row))
-    event = _event(work, name, None)
+    event = event_of(work, name)
     event["subject"] = officer.title
     event["roles"] = [role.value for role in officer.roles]
     outcome.events.append(event)
@@ -618,20 +615,3 @@ def require_rekey(contents: Contents, domain: Domain, action: act.Rekey) -> list
     if action.threshold > len(action.custodians):
         raise BadParameter("there would be fewer shares than are needed")
     return _custodians(contents, domain, action.custodians)
-
-
-def _event(work: Work, name: str, header: KeyHeader | None) -> Event:
-    event: Event = {
-        "event": name,
-        "domain": work.domain.value,
-        "officer": work.approver.title,
-        "proposed_by": f"{work.domain}/{work.proposal.proposed_by}",
-        "proposal": work.proposal.proposal_id.hex(),
-    }
-    if header is not None:
-        event |= {
-            "key": header.label,
-            "key_id": header.key_id.hex(),
-            "kcv": header.kcv.hex().upper(),
-        }
-    return event

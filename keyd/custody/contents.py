@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from keyd.crypto.secret import KeyNotAuthentic
 from keyd.crypto.sm2 import Sm2PrivateKey
+from keyd.custody.authority import HeldAuthority, open_authority_row
 from keyd.custody.bodies import (
     IDENTITY_ID,
     IdentityBody,
@@ -22,8 +23,9 @@ from keyd.custody.bodies import (
 )
 from keyd.custody.officers import Officer, OfficerRole, title
 from keyd.custody.proposals import Proposal
-from keyd.errors import DomainCrossed, KeyNotFound, ProposalNotFound
+from keyd.errors import DomainCrossed, KeyNotFound, ProposalNotFound, TerminalNotFound
 from keyd.keys.block import Domain, KeyHeader, KeyState
+from keyd.registry.terminal import Terminal
 from keyd.store.rows import Kind
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from keyd.crypto.secret import SecretKey
     from keyd.custody.seal import OpenSeal
     from keyd.store.rows import Row, Snapshot
+    from keyd.tls import TlsKind
 
 
 class HeldKey(Struct, frozen=True):
@@ -51,6 +54,8 @@ class Contents(Struct, frozen=True):
     keys: Mapping[bytes, HeldKey]
     officers: Mapping[str, Officer]
     proposals: Mapping[bytes, Proposal]
+    terminals: Mapping[str, Terminal]
+    authorities: Mapping[TlsKind, HeldAuthority]
     # Where each opened row came from, so that it need not be opened again.
     opened: Mapping[tuple[Kind, bytes], tuple[Row, object]]
 
@@ -82,6 +87,17 @@ class Contents(Struct, frozen=True):
     def officer(self, domain: Domain, code: str) -> Officer | None:
         """Return an officer, retired or not."""
         return self.officers.get(title(domain, code))
+
+    def terminal(self, code: str) -> Terminal:
+        """Return a terminal, whatever its state.
+
+        Raises:
+            TerminalNotFound: none of that code was ever enrolled.
+        """
+        terminal = self.terminals.get(code)
+        if terminal is None:
+            raise TerminalNotFound(f"no terminal {code} is enrolled")
+        return terminal
 
     def serving_officers(self, domain: Domain, role: OfficerRole) -> list[Officer]:
         """List a domain's officers of a role that are not retired."""
@@ -132,12 +148,14 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
         if was is not None and row.revision < was[0].revision:
             raise StoreAltered(f"an old row of {row.kind} was put back")
         opened[place] = was if was is not None and was[0] == row else (row, _open(row, seal))
-    # Proposals are dropped when there are many; of keys and officers, at least what they were is kept for ever.
-    if any(place not in opened for place in known if place[0] in (Kind.KEY, Kind.OFFICER)):
-        raise StoreAltered("a key or an officer is missing")
+    # Proposals are dropped when there are many; of all else, at least what it was is kept for ever.
+    if any(place not in opened for place in known if place[0] is not Kind.PROPOSAL):
+        raise StoreAltered("a key, an officer, a terminal or an authority is missing")
     keys: dict[bytes, HeldKey] = {}
     officers: dict[str, Officer] = {}
     proposals: dict[bytes, Proposal] = {}
+    terminals: dict[str, Terminal] = {}
+    authorities: dict[TlsKind, HeldAuthority] = {}
     identity: tuple[IdentityBody, Sm2PrivateKey] | None = None
     for row, thing in opened.values():
         if isinstance(thing, HeldKey):
@@ -149,6 +167,11 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
         elif isinstance(thing, Proposal):
             _require_id(row, thing.proposal_id)
             proposals[row.id] = thing
+        elif isinstance(thing, Terminal):
+            _require_id(row, thing.code.encode())
+            terminals[thing.code] = thing
+        elif isinstance(thing, HeldAuthority):
+            authorities[thing.body.kind] = thing
         elif isinstance(thing, tuple):
             _require_id(row, IDENTITY_ID)
             identity = thing
@@ -164,6 +187,8 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
         keys=keys,
         officers=officers,
         proposals=proposals,
+        terminals=terminals,
+        authorities=authorities,
         opened=opened,
     )
 
@@ -186,6 +211,12 @@ def _open(row: Row, seal: OpenSeal) -> object:
         proposal = open_row(lmk, row, Proposal)
         _require_domain(row, proposal.domain)
         return proposal
+    # What is left belongs to the daemon itself.
+    _require_domain(row, Domain.LOCAL)
+    if row.kind is Kind.TERMINAL:
+        return open_row(lmk, row, Terminal)
+    if row.kind is Kind.AUTHORITY:
+        return open_authority_row(lmk, row)
     return _open_identity(row, lmk)
 
 
@@ -197,7 +228,6 @@ def _open_identity(row: Row, lmk: SecretKey) -> tuple[IdentityBody, Sm2PrivateKe
         raise StoreAltered("keyd's own key was altered") from None
     if private.public.encode() != body.public_key or body.revision != row.revision:
         raise StoreAltered("keyd's own key is not what its row says")
-    _require_domain(row, Domain.LOCAL)
     return body, private
 
 

@@ -36,14 +36,24 @@ class ProposalState(enum.StrEnum):
     REJECTED = "rejected"
 
 
-# How a result names what is encrypted to one custodian, before the custodian's code.
+# How a result names what is encrypted to one officer, before the officer's code.
 FOR_COMPONENT: Final = "component for "
 FOR_SHARE: Final = "share for "
+FOR_CODES: Final = "enrolment codes for "
+FOR_KEYS: Final = "terminal keys for "
+
+# By what the journal calls each.
+ENVELOPES: Final = {
+    "component": FOR_COMPONENT,
+    "share": FOR_SHARE,
+    "enrolment_codes": FOR_CODES,
+    "terminal_keys": FOR_KEYS,
+}
 
 
 def is_envelope(name: str) -> bool:
-    """Whether a part of a result is for one custodian alone."""
-    return name.startswith((FOR_COMPONENT, FOR_SHARE))
+    """Whether a part of a result is for one officer alone."""
+    return name.startswith(tuple(ENVELOPES.values()))
 
 
 class Proposal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -64,11 +74,11 @@ class Proposal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
 
     @property
     def has_envelopes(self) -> bool:
-        """Whether it still holds what one custodian alone may take."""
+        """Whether it still holds what one officer alone may take."""
         return any(map(is_envelope, self.result))
 
     def without_envelopes(self) -> Proposal:
-        """Return it without what custodians were to take."""
+        """Return it without what officers were to take."""
         left = {name: value for name, value in self.result.items() if not is_envelope(name)}
         return msgspec.structs.replace(self, result=left, revision=self.revision + 1)
 

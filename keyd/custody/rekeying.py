@@ -17,6 +17,7 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import encode_share
 from keyd.crypto.sm2 import Sm2PublicKey
+from keyd.custody.authority import HeldAuthority, authority_row
 from keyd.custody.bodies import (
     SALT_BYTES,
     SealBody,
@@ -33,6 +34,7 @@ from keyd.custody.proposals import Proposal
 from keyd.custody.seal import OpenSeal, marks_of, split_seal_key
 from keyd.errors import ShareRefused
 from keyd.keys.block import Domain
+from keyd.registry.terminal import Terminal
 from keyd.store.rows import Kind, Put, Row
 
 if TYPE_CHECKING:
@@ -145,8 +147,15 @@ class StagedSeal:
                 lmks[thing.header.domain], changed(thing.header), thing.key, random_bytes
             )
         if isinstance(thing, Officer | Proposal):
-            body: Struct = msgspec.structs.replace(thing, revision=thing.revision + 1)
-            return seal_row(lmks[thing.domain], row.kind, row.id, row.domain, body, random_bytes)
+            decided: Struct = msgspec.structs.replace(thing, revision=thing.revision + 1)
+            return seal_row(lmks[thing.domain], row.kind, row.id, row.domain, decided, random_bytes)
+        if isinstance(thing, Terminal):
+            moved = msgspec.structs.replace(thing, revision=thing.revision + 1)
+            return seal_row(lmks[Domain.LOCAL], row.kind, row.id, row.domain, moved, random_bytes)
+        if isinstance(thing, HeldAuthority):
+            body = msgspec.structs.replace(thing.body, revision=thing.body.revision + 1)
+            held = msgspec.structs.replace(thing, body=body)
+            return authority_row(lmks[Domain.LOCAL], held, random_bytes)
         if row.kind is Kind.IDENTITY:
             identity = msgspec.structs.replace(
                 contents.identity_body, revision=contents.identity_body.revision + 1

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from keyd.crypto.secret import SecretKey
 from keyd.custody import actions as act
-from keyd.custody import lifecycle
+from keyd.custody import enrolling, lifecycle
 from keyd.custody.bodies import (
     SealBody,
     StoreAltered,
@@ -27,9 +27,6 @@ from keyd.custody.bodies import (
     seal_row,
 )
 from keyd.custody.carrying_out import (
-    Event,
-    Outcome,
-    Work,
     carry_out,
     near_its_ceiling,
     require_possible,
@@ -47,7 +44,7 @@ from keyd.custody.officers import (
 )
 from keyd.custody.proposals import (
     DEFAULT_LIFETIME_SECONDS,
-    FOR_COMPONENT,
+    ENVELOPES,
     FOR_SHARE,
     MAX_CLOSED_PROPOSALS,
     MAX_LIFETIME_SECONDS,
@@ -68,6 +65,7 @@ from keyd.custody.seal import (
     unwrap_from_keeper,
     wrap_for_keeper,
 )
+from keyd.custody.work import Outcome, Work
 from keyd.errors import (
     BadParameter,
     ChangedMeanwhile,
@@ -88,6 +86,8 @@ if TYPE_CHECKING:
 
     from keyd.crypto.shares import Share
     from keyd.custody.founding import Keeper
+    from keyd.custody.work import Event
+    from keyd.registry.terminal import Terminal, TerminalState
     from keyd.store.database import Store
     from keyd.store.rows import Snapshot
 
@@ -449,7 +449,7 @@ class Vault:
             contents = self._open_contents()
             officer = self._serving(contents, officer)
             proposal = contents.proposal(proposal_id, officer.domain)
-            for what, prefix in (("component", FOR_COMPONENT), ("share", FOR_SHARE)):
+            for what, prefix in ENVELOPES.items():
                 envelope = proposal.result.get(prefix + officer.code)
                 if envelope is not None:
                     self._record(_about(proposal, officer, f"{what}.taken"))
@@ -497,6 +497,68 @@ class Vault:
             self._record(
                 {"event": name, "domain": officer.domain.value, "officer": officer.title} | nouns
             )
+
+    # Terminals --------------------------------------------------------------------------------------
+
+    def stop_terminal(
+        self, officer: Officer, code: str, to: TerminalState, reason: str
+    ) -> Terminal:
+        """Stop a terminal, by one officer.
+
+        Raises:
+            RoleMissing: the officer is neither security officer nor operator.
+            DomainCrossed, TerminalNotFound, TerminalStateRefused: there is nothing to stop.
+        """
+        with self._turn():
+
+            def decide(contents: Contents) -> tuple[Outcome, None]:
+                serving = self._serving(contents, officer)
+                require_role(serving, OfficerRole.SECURITY_OFFICER, OfficerRole.OPERATOR)
+                now = self._seconds()
+                return (
+                    enrolling.stop(contents, serving, code, to, reason, now, self._random_bytes),
+                    None,
+                )
+
+            self._decide_on_the_newest(decide)
+            return self._open_contents().terminal(code)
+
+    def enrol_terminal(self, code: str, enrolment_code: str, request: bytes) -> bytes:
+        """Issue a certificate to a machine that has an enrolment code; return it with its CA's, in PEM.
+
+        Raises:
+            BadParameter, EnrolmentRefused: see `keyd.custody.enrolling.enrol_with_code`.
+        """
+        with self._turn():
+            return self._decide_on_the_newest(
+                lambda contents: enrolling.enrol_with_code(
+                    contents, code, enrolment_code, request, self._seconds(), self._random_bytes
+                )
+            )
+
+    def renew_certificate(self, code: str, request: bytes) -> bytes:
+        """Issue the next certificate to a terminal that has proven itself; return it with its CA's, in PEM.
+
+        Raises:
+            EnrolmentRefused: see `keyd.custody.enrolling.renew`.
+        """
+        with self._turn():
+            return self._decide_on_the_newest(
+                lambda contents: enrolling.renew(
+                    contents, code, request, self._seconds(), self._random_bytes
+                )
+            )
+
+    def _decide_on_the_newest(self, decide: Callable[[Contents], tuple[Outcome, T]]) -> T:
+        """Decide, and decide again if another keyd was quicker: nobody has to come back for that."""
+        for _ in range(_TRIES):
+            outcome, answer = decide(self._open_contents())
+            try:
+                self._commit(outcome)
+            except ChangedMeanwhile:
+                continue  # what is held is the newest by now
+            return answer
+        raise StoreUnavailable(_RACE)
 
     def _stage(
         self, contents: Contents, proposal: Proposal, action: act.Rekey, officer: Officer

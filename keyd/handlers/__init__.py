@@ -3,8 +3,18 @@
 Who may ask, limits, journal and measuring are not here: `keyd.dispatch` does them once for all.
 """
 
-from keyd.handlers import card, custody, daemon, library, medical, terminal
+from keyd.handlers import card, custody, daemon, library, medical, terminal, terminals
 from keyd.handlers.registry import HANDLERS
 from keyd.handlers.services import Services
 
-__all__ = ["HANDLERS", "Services", "card", "custody", "daemon", "library", "medical", "terminal"]
+__all__ = [
+    "HANDLERS",
+    "Services",
+    "card",
+    "custody",
+    "daemon",
+    "library",
+    "medical",
+    "terminal",
+    "terminals",
+]

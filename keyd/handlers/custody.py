@@ -103,12 +103,12 @@ def officers(request: type[Request[Any]]) -> Callable[[OfficersHandler], Officer
 
 @handles(AskSeal)
 async def ask_seal(_ask: AskSeal, _session: Session, services: Services) -> SealState:
-    return _seal_state(_warden(services))
+    return _seal_state(warden_of(services))
 
 
 @handles(GiveShare)
 async def give_share(ask: GiveShare, _session: Session, services: Services) -> SealState:
-    warden = _warden(services)
+    warden = warden_of(services)
     share = decode_share(ask.share)
     await warden.give_share(lambda: warden.vault.give_share(share))
     return _seal_state(warden)
@@ -116,7 +116,7 @@ async def give_share(ask: GiveShare, _session: Session, services: Services) -> S
 
 @handles(ForgetShares)
 async def forget_shares(_ask: ForgetShares, _session: Session, services: Services) -> SealState:
-    warden = _warden(services)
+    warden = warden_of(services)
     await warden.do(warden.vault.forget_shares)
     return _seal_state(warden)
 
@@ -128,7 +128,7 @@ async def forget_shares(_ask: ForgetShares, _session: Session, services: Service
 async def officer_challenge(
     _ask: RequestOfficerChallenge, session: Session, services: Services
 ) -> OfficerChallenge:
-    warden = _warden(services)
+    warden = warden_of(services)
     challenge = services.random_bytes(CHALLENGE_BYTES)
     session.officer_challenge = (challenge, services.clock() + CHALLENGE_SECONDS)
     return OfficerChallenge(challenge, warden.vault.seal_body.store_id, CHALLENGE_SECONDS)
@@ -136,7 +136,7 @@ async def officer_challenge(
 
 @handles(OfficerCommand)
 async def officer_command(ask: OfficerCommand, session: Session, services: Services) -> CommandDone:
-    warden = _warden(services)
+    warden = warden_of(services)
     opened, session.officer_challenge = session.officer_challenge, None
     if opened is None or services.clock() > opened[1]:
         raise ChallengeExpired
@@ -173,7 +173,7 @@ def _inner(command: bytes) -> Request[Any]:
 
 @officers(SealNow)
 async def seal_now(ask: SealNow, officer: Officer, warden: Warden) -> Done:
-    _require_local(officer)
+    require_local(officer)
     require_role(officer, OfficerRole.OPERATOR, OfficerRole.SECURITY_OFFICER, OfficerRole.CUSTODIAN)
     await warden.seal(f"{officer.title}: {ask.reason}" if ask.reason else officer.title)
     return Done()
@@ -212,7 +212,7 @@ async def reject(ask: Reject, officer: Officer, warden: Warden) -> ProposalOutco
 async def list_proposals(ask: ListProposals, officer: Officer, warden: Warden) -> ProposalList:
     found = [
         proposal
-        for proposal in _contents(warden).proposals.values()
+        for proposal in contents_of(warden).proposals.values()
         if proposal.domain is officer.domain and (ask.all or not proposal.is_closed)
     ]
     found.sort(key=lambda proposal: (-proposal.proposed_at, proposal.proposal_id))
@@ -222,7 +222,7 @@ async def list_proposals(ask: ListProposals, officer: Officer, warden: Warden) -
 
 @officers(ShowProposal)
 async def show_proposal(ask: ShowProposal, officer: Officer, warden: Warden) -> ProposalOutcome:
-    return _outcome(warden, _contents(warden).proposal(ask.proposal_id, officer.domain))
+    return _outcome(warden, contents_of(warden).proposal(ask.proposal_id, officer.domain))
 
 
 @officers(EnterComponent)
@@ -231,14 +231,14 @@ async def enter_component(ask: EnterComponent, officer: Officer, warden: Warden)
     await warden.do(
         lambda: vault.enter_component(officer, ask.proposal_id, ask.number, ask.envelope, ask.kcv)
     )
-    return _outcome(warden, _contents(warden).proposal(ask.proposal_id, officer.domain))
+    return _outcome(warden, contents_of(warden).proposal(ask.proposal_id, officer.domain))
 
 
 @officers(Take)
 async def take(ask: Take, officer: Officer, warden: Warden) -> Taken:
     vault = warden.vault
     envelope = await warden.do(lambda: vault.take(officer, ask.proposal_id))
-    proposal = _contents(warden).proposal(ask.proposal_id, officer.domain)
+    proposal = contents_of(warden).proposal(ask.proposal_id, officer.domain)
     return Taken(envelope, proposal.result.get("salt", b""))
 
 
@@ -257,7 +257,7 @@ async def confirm_share(ask: ConfirmShare, officer: Officer, warden: Warden) -> 
 @officers(ListKeys)
 async def list_keys(ask: ListKeys, officer: Officer, warden: Warden) -> StoredKeys:
     held = [
-        held for held in _contents(warden).keys.values() if held.header.domain is officer.domain
+        held for held in contents_of(warden).keys.values() if held.header.domain is officer.domain
     ]
     held.sort(key=_order)
     page = held[ask.offset : ask.offset + PAGE]
@@ -276,7 +276,7 @@ async def list_officers(_ask: ListOfficers, officer: Officer, warden: Warden) ->
                 other.public_key,
                 other.is_retired,
             )
-            for _title, other in sorted(_contents(warden).officers.items())
+            for _title, other in sorted(contents_of(warden).officers.items())
             if other.domain is officer.domain
         )
     )
@@ -284,7 +284,7 @@ async def list_officers(_ask: ListOfficers, officer: Officer, warden: Warden) ->
 
 @officers(TakeBackup)
 async def take_backup(ask: TakeBackup, officer: Officer, warden: Warden) -> BackupPart:
-    _require_local(officer)
+    require_local(officer)
     require_role(officer, OfficerRole.OPERATOR, OfficerRole.SECURITY_OFFICER)
     whole = await warden.backup(officer, is_first=ask.offset == 0)
     part = whole[ask.offset : ask.offset + BACKUP_PART_BYTES]
@@ -294,20 +294,31 @@ async def take_backup(ask: TakeBackup, officer: Officer, warden: Warden) -> Back
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _warden(services: Services) -> Warden:
+def warden_of(services: Services) -> Warden:
+    """Return who has custody of the keys.
+
+    Raises:
+        Sealed: nobody has.
+    """
     if services.warden is None:
         raise Sealed("this keyd has no store: it serves public synthetic keys")
     return services.warden
 
 
-def _contents(warden: Warden) -> Contents:
+def contents_of(warden: Warden) -> Contents:
+    """Return what the store holds.
+
+    Raises:
+        Sealed: nobody can tell.
+    """
     contents = warden.vault.contents
     if contents is None:
         raise Sealed
     return contents
 
 
-def _require_local(officer: Officer) -> None:
+def require_local(officer: Officer) -> None:
+    """Refuse another domain's officer."""
     if officer.domain is not Domain.LOCAL:
         raise DomainCrossed("the daemon itself is LOCAL's officers' to govern")
 

@@ -62,6 +62,8 @@ class Use(enum.StrEnum):
     STARTING_DAY = "starting-day"
     TRANSPORT = "transport"
     """A key-transport key: it wraps other keys for their journey and computes nothing else."""
+    TERMINAL = "terminal"
+    """The terminal master key: terminals and keyd prove themselves to each other under what is diversified from it."""
 
 
 class Mode(enum.StrEnum):

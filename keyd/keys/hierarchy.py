@@ -1,5 +1,8 @@
 """The key hierarchy: national → province → city → card by `diversify`, card → session by `derive`.
 
+Beside it stands the one of terminals: terminal master key → terminal → side. It ends in proofs, and no card's key is
+ever below it.
+
 Each level is a type with only its own verbs, so that computing a cryptogram under a city key does not
 type-check. One arithmetic serves SM4 (16-byte blocks) and 3DES and DES (8-byte blocks): where they differ,
 the block length decides, as the card specification has it. (GB/T 32907 for SM4; LD/T 32 for the rules; their
@@ -8,10 +11,12 @@ reading is in docs/architecture.md.)
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Final, NewType
 
 from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
+from keyd.crypto.sm3 import sm3
 from keyd.errors import BadParameter, TooLarge
 
 if TYPE_CHECKING:
@@ -28,6 +33,18 @@ MAC_BYTES: Final = 4
 
 # Lc is one byte and counts the MAC; keyd speaks short APDUs, which is all that the cards know.
 MAX_PROTECTED_DATA: Final = 255 - MAC_BYTES
+
+# Where the terminal master key answers: far above what the card specification gives out.
+TERMINAL_MASTER_ADDRESS: Final = 0xFE00
+
+# Terminal master key → terminal key → key of one side.
+TERMINAL_LEVELS: Final = 2
+
+TERMINAL_CHALLENGE_BYTES: Final = 16
+TERMINAL_PROOF_BYTES: Final = 8
+
+_BY_CODE: Final = b"keyd terminal key by code"
+_PSAM_NUMBER_BYTES: Final = 6
 
 _ZHEJIANG: Final = "33"
 
@@ -130,8 +147,7 @@ class SessionKey(_Level):
             raise BadParameter("a challenge has 8 bytes")
         if self._key.block_bytes == 8:
             return self._key.encrypt(challenge)
-        block = int.from_bytes(self._key.encrypt(challenge + bytes(8)), "big")
-        return (block >> 64 ^ block & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
+        return _fold(self._key.encrypt(challenge + bytes(8)))
 
     def mac(self, data: bytes) -> bytes:
         """Return the MAC, 4 bytes: zero IV, always padded with 80 00…"""
@@ -263,6 +279,79 @@ def child_root(root: RootKey, region: Region) -> SecretKey:
         province_diversifier(region) if isinstance(root, NationalKey) else city_diversifier(region)
     )
     return root._diversified(diversifier)  # noqa: SLF001 - the same module
+
+
+# Terminals ---------------------------------------------------------------------------------------------------
+
+
+def terminal_factor_by_code(code: str) -> bytes:
+    """Return the diversifier, 8 bytes, of the terminal key that belongs to a terminal's code (ASCII)."""
+    return sm3(_BY_CODE + code.encode("ascii"))[:DIVERSIFIER_BYTES]
+
+
+def terminal_factor_by_psam(number: bytes) -> bytes:
+    """Return the diversifier, 8 bytes, of the terminal key that belongs to a PSAM's 终端机编号 of 6 bytes.
+
+    Raises:
+        BadParameter: the number has another length.
+    """
+    if len(number) != _PSAM_NUMBER_BYTES:
+        raise BadParameter("终端机编号 has 6 bytes")
+    return bytes(DIVERSIFIER_BYTES - _PSAM_NUMBER_BYTES) + number
+
+
+class Side(enum.Enum):
+    """Whose proof a key makes; the value is the diversifier, 8 bytes."""
+
+    TERMINAL = b"TERMINAL"
+    KEYD = b"KEYD----"
+
+
+class SideKey(_Level):
+    """A terminal's key for the proofs of one side: neither side's proof ever serves as the other's."""
+
+    __slots__ = ()
+
+    def proof(self, challenge: bytes, own: bytes) -> bytes:
+        """Return the proof, 8 bytes, over the other side's challenge and one's own, 16 bytes each.
+
+        It is the cryptogram of internal authentication: the other side's challenge is the session factor.
+        """
+        if not len(challenge) == len(own) == TERMINAL_CHALLENGE_BYTES:
+            raise BadParameter("a challenge between a terminal and keyd has 16 bytes")
+        return _fold(self._key.encrypt_to_key(challenge, self._key.algorithm).encrypt(own))
+
+
+class TerminalKey(_Level):
+    """One terminal's key."""
+
+    __slots__ = ()
+
+    def diversify(self, side: Side) -> SideKey:
+        """Diversify to the key of one side."""
+        return SideKey(self._diversified(side.value))
+
+
+class TerminalMasterKey(_Level):
+    """The key above all terminals' keys."""
+
+    __slots__ = ()
+
+    def diversify(self, factor: bytes) -> TerminalKey:
+        """Diversify to a terminal's key; the factor has 8 bytes."""
+        return TerminalKey(self._diversified(factor))
+
+    def hand_over(self, factor: bytes) -> bytes:
+        """Return a terminal's key, 16 bytes, for the machine that it belongs to: only a custody asks for this."""
+        if len(factor) != DIVERSIFIER_BYTES:
+            raise BadParameter("a diversifier has 8 bytes")
+        return self._key.encrypt(factor + factor.translate(_COMPLEMENT))
+
+
+def _fold(block: bytes) -> bytes:
+    """Return left half XOR right half of a block of 16 bytes."""
+    number = int.from_bytes(block, "big")
+    return (number >> 64 ^ number & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
 
 
 def _pad(data: bytes, block_bytes: int) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 from keyd.protocol.fields import Request, Response
-from keyd.protocol.messages import card, custody, daemon, library, medical, terminal
+from keyd.protocol.messages import card, custody, daemon, library, medical, registry, terminal
 
 # A batch is one message and one share of a tick: 256 cards of about 120 bytes fit into MAX_MESSAGE.
 MAX_BATCH: Final = 256
@@ -27,6 +27,8 @@ class Role(enum.Enum):
     OPERATOR = "an authenticated terminal, or the operator on the Unix socket"
     ADMINISTRATION = "anybody on the administration's socket"
     OFFICER = "an officer, in a signed command"
+    ENROLMENT = "a machine with an enrolment code, on an enrolment line"
+    SELF = "an authenticated terminal, about itself"
 
 
 class Cost(enum.Enum):
@@ -92,6 +94,8 @@ TABLE: Final[dict[str, Command]] = {
         _row("daemon.random", daemon.AskRandom, audited=False),
         _row("terminal.challenge", terminal.RequestChallenge, Role.ANYONE, audited=False),
         _row("terminal.authenticate", terminal.AuthenticateTerminal, Role.ANYONE),
+        _row("terminal.enrol", registry.EnrolWithCode, Role.ENROLMENT, cost=Cost.SLOW),
+        _row("terminal.renew", registry.RenewCertificate, Role.SELF, cost=Cost.SLOW),
         _row("card.internal_cryptogram", card.InternalCryptogram, batch=True),
         _row("card.internal_authenticate", card.InternalAuthenticate, batch=True),
         _row("card.external_authenticate", card.ExternalAuthenticate, batch=True),
@@ -130,6 +134,10 @@ TABLE: Final[dict[str, Command]] = {
         _officer_row("key.list", custody.ListKeys),
         _officer_row("officer.list", custody.ListOfficers),
         _officer_row("backup.take", custody.TakeBackup),
+        _officer_row("terminal.list", registry.ListTerminals),
+        _officer_row("terminal.show", registry.ShowTerminal),
+        _officer_row("terminal.stop", registry.StopTerminal),
+        _officer_row("authority.list", registry.ListAuthorities),
     )
 }
 

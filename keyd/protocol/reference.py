@@ -301,6 +301,8 @@ _ROLE_MEANINGS: Final = {
     Role.OPERATOR: "a terminal, or a process of root or keyd's own user on the public Unix socket",
     Role.ADMINISTRATION: "whoever can connect to the administration's socket; there is nobody yet who could sign",
     Role.OFFICER: "never directly: an officer's signed command, carried by `officer.command`",
+    Role.ENROLMENT: "whoever can connect to an enrolment line, on which nothing else is answered",
+    Role.SELF: "a terminal that has proven itself, whatever the policy gives its roles",
 }
 
 _ROLES: Final = "\n".join(

@@ -125,6 +125,8 @@ class Terminal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
     # The serial number of the certificate from keyd's own CA that counts; earlier ones count no more. Big-endian.
     certificate: Annotated[bytes, Meta(max_length=20)] = b""
     certificate_until: Seconds = 0
+    # Certificates before that one which have not expired: serial number, end, and since when they count no more.
+    superseded: Annotated[tuple[tuple[bytes, int, int], ...], Meta(max_length=16)] = ()
     # SM3 over the one-time enrolment code, and until when it may be used; empty when there is none.
     enrolment: Annotated[bytes, Meta(max_length=SM3_BYTES)] = b""
     enrolment_until: Seconds = 0

@@ -39,6 +39,7 @@ from keyd.store.rows import (
     MAX_CHANGES,
     MAX_RECORD_BYTES,
     MAX_RECORDS,
+    Activity,
     Anchor,
     Drop,
     Kind,
@@ -47,7 +48,7 @@ from keyd.store.rows import (
     Snapshot,
     check_instance,
 )
-from keyd.store.tables import ANCHORS, CHANGES, OUTBOX, ROWS
+from keyd.store.tables import ACTIVITY, ANCHORS, CHANGES, OUTBOX, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,6 +278,49 @@ class Store:
             ]
         )
 
+    # --- what was seen of terminals
+
+    def add_activity(self, instance: str, seen: Sequence[Activity]) -> None:
+        """Add what an instance has seen of terminals since it last said: counts grow, and the last is the newest."""
+        check_instance(instance)
+
+        def work(connection: Connection) -> None:
+            for one in seen:
+                place = (ACTIVITY.c.instance == instance) & (ACTIVITY.c.code == one.code)
+                grown = {
+                    "last_seen": one.last_seen,
+                    "last_source": one.last_source,
+                    "authentications": ACTIVITY.c.authentications + one.authentications,
+                    "failures": ACTIVITY.c.failures + one.failures,
+                }
+                if connection.execute(update(ACTIVITY).where(place).values(grown)).rowcount:
+                    continue
+                values = {"instance": instance, **msgspec.structs.asdict(one)}
+                connection.execute(insert(ACTIVITY).values(values))
+
+        if seen:
+            self._write(work)
+
+    def activity(self) -> dict[str, Activity]:
+        """Return what all instances together have seen of each terminal, by its code."""
+
+        def work(connection: Connection) -> dict[str, Activity]:
+            found: dict[str, Activity] = {}
+            by_time = select(ACTIVITY).order_by(ACTIVITY.c.last_seen)
+            for values in connection.execute(by_time).mappings():
+                one = _converted(values, Activity)
+                before = found.get(one.code)
+                if before is not None:
+                    one = msgspec.structs.replace(
+                        one,
+                        authentications=one.authentications + before.authentications,
+                        failures=one.failures + before.failures,
+                    )
+                found[one.code] = one
+            return found
+
+        return self._read(work)
+
     # --- transactions
 
     def _read(self, work: Callable[[Connection], T]) -> T:
@@ -503,7 +547,7 @@ def _row(kind: Kind, values: RowMapping) -> Row:
     return _converted(values, Row, kind=kind.value)
 
 
-def _converted(values: RowMapping, wanted: type[T], **more: object) -> T:
+def _converted(values: RowMapping | Mapping[str, object], wanted: type[T], **more: object) -> T:
     # SQLAlchemy's names are a subclass of str, which msgspec does not take for names. By itself it would take a text
     # for bytes, in base64; whoever can write the database can have written a text.
     named = {str(name): value for name, value in values.items()}

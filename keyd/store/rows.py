@@ -30,8 +30,9 @@ NONCE_BYTES: Final = 12
 # What both databases can count to in one column.
 MAX_NUMBER: Final = 2**63 - 1
 
-# Under a new LMK every key is wrapped anew, in one commit: 310 roots in three versions, and room to grow.
-MAX_CHANGES: Final = 16 * 1024
+# Under a new LMK everything is wrapped anew, in one commit: 310 roots in three versions, a province's terminals, and
+# room to grow.
+MAX_CHANGES: Final = 64 * 1024
 
 # One journal record speaks of one command, whose message was at most as long.
 MAX_RECORD_BYTES: Final = 64 * 1024
@@ -41,6 +42,9 @@ MAX_RECORDS: Final = 1024
 
 # A host name of the longest kind (64 on Linux).
 MAX_INSTANCE_CHARACTERS: Final = 64
+
+# An IPv6 address with its zone.
+MAX_SOURCE_CHARACTERS: Final = 64
 
 # An SM3 digest.
 LINK_BYTES: Final = 32
@@ -55,6 +59,8 @@ class Kind(enum.StrEnum):
     OFFICER = "officer"
     PROPOSAL = "proposal"
     IDENTITY = "identity"
+    TERMINAL = "terminal"
+    AUTHORITY = "authority"
 
 
 class Row(Struct, frozen=True):
@@ -136,6 +142,19 @@ class Anchor(Struct, frozen=True):
         _check_number("sequence", self.sequence, 0)
         _check_number("made_ns", self.made_ns, 0)
         _check_length("link", self.link, LINK_BYTES, LINK_BYTES)
+
+
+class Activity(Struct, frozen=True):
+    """What was seen of one terminal: when last (Unix seconds) and from where, and how often it proved itself or not.
+
+    Counts, and nothing that anybody relies on.
+    """
+
+    code: str
+    last_seen: int
+    last_source: str
+    authentications: int
+    failures: int
 
 
 def check_instance(instance: str) -> None:

@@ -1,13 +1,12 @@
 """The tables, as this version of the program expects them. How they came to be is in `migrations/`.
 
-One table per kind of row, all with the same columns: `body` and `sealed` are opaque here. A kind that has to be
-searched, as terminals will, gets more columns from `_rows_of`; they are copies of what its body says and only find
-rows, because whoever reads one authenticates the body.
+One table per kind of row, all with the same columns: `body` and `sealed` are opaque here, and whoever reads a row
+authenticates them. `terminal_activity` is nobody's secret and nobody's proof: counts that help an operator.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -25,6 +24,7 @@ from keyd.store.rows import (
     MAX_DOMAIN_CHARACTERS,
     MAX_ID_BYTES,
     MAX_INSTANCE_CHARACTERS,
+    MAX_SOURCE_CHARACTERS,
     NONCE_BYTES,
     Kind,
 )
@@ -42,7 +42,7 @@ METADATA: Final = MetaData(
 )
 
 
-def _rows_of(kind: Kind, *searchable: Column[Any]) -> Table:
+def _rows_of(kind: Kind) -> Table:
     return Table(
         f"{kind}_rows",
         METADATA,
@@ -52,7 +52,6 @@ def _rows_of(kind: Kind, *searchable: Column[Any]) -> Table:
         Column("body", LargeBinary, nullable=False),
         Column("nonce", LargeBinary(NONCE_BYTES), nullable=False),
         Column("sealed", LargeBinary, nullable=False),
-        *searchable,
         CheckConstraint("revision >= 1", "revision"),
         CheckConstraint(f"length(nonce) = {NONCE_BYTES}", "nonce"),
     )
@@ -89,4 +88,16 @@ ANCHORS: Final = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("link", LargeBinary(LINK_BYTES), nullable=False),
     Column("made_ns", BigInteger, nullable=False),
+)
+
+# What each instance has seen of each terminal.
+ACTIVITY: Final = Table(
+    "terminal_activity",
+    METADATA,
+    Column("instance", String(MAX_INSTANCE_CHARACTERS), primary_key=True),
+    Column("code", String(MAX_DOMAIN_CHARACTERS), primary_key=True),
+    Column("last_seen", BigInteger, nullable=False),
+    Column("last_source", String(MAX_SOURCE_CHARACTERS), nullable=False),
+    Column("authentications", BigInteger, nullable=False),
+    Column("failures", BigInteger, nullable=False),
 )

@@ -26,6 +26,7 @@ from keyd.errors import (
     ShareRefused,
 )
 from keyd.keys.block import Domain, Use
+from keyd.registry.terminal import Proof, TerminalSpec
 from tests.custody.world import (
     FAILURES,
     NOTHING_MADE,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 LOCAL: Final = Domain.LOCAL
 NAMES: Final = ("a", "b", "c")
+TERMINAL: Final = TerminalSpec("DESK-0001", "org", "510100", ("counter",), (Proof.SIGNATURE,))
 
 
 class Lost(BaseException):
@@ -52,6 +54,8 @@ def furnish(world: World) -> None:
     world.decide(Domain.ACSE, act.Destroy(world.make_key(Domain.ACSE), 0))
     world.make_key(Domain.LOCAL, use=Use.TRANSPORT)
     world.decide(Domain.SOCIAL, act.RetireOfficer("d"))
+    world.decide(LOCAL, act.EnrolTerminals((TERMINAL,), activate=True))
+    world.decide(LOCAL, act.MakeAuthority("guomi", "CA"))
 
 
 def everything(vault: Vault) -> dict[str, Any]:
@@ -68,6 +72,14 @@ def everything(vault: Vault) -> dict[str, Any]:
                 key.key and key.key.encrypt(bytes(range(64))),
             )
             for key_id, key in held.keys.items()
+        },
+        "terminals": {
+            code: [getattr(t, f) for f in t.__struct_fields__ if f != "revision"]
+            for code, t in held.terminals.items()
+        },
+        "authorities": {
+            kind: (authority.key, authority.body.certificate)
+            for kind, authority in held.authorities.items()
         },
         "officers": {
             name: [getattr(o, f) for f in o.__struct_fields__ if f != "revision"]

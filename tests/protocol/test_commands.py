@@ -93,6 +93,17 @@ SHOWN: Final = {
     "DoDebit1": "card",
     "DoDebit2": "card",
     "LibraryReply": "warnings",
+    "EnrolWithCode": "code",
+    "Enrolled": "",
+    "RenewCertificate": "",
+    "ListTerminals": "offset search state",
+    "TerminalList": "total",
+    "ShowTerminal": "code",
+    "TerminalReport": "last_seen last_source authentications failures",
+    "StopTerminal": "code state reason",
+    "ListAuthorities": "",
+    "AuthorityList": "",
+    "AuthorityReport": "kind",
     "AskSeal": "",
     "SealState": "sealed store_id tier generation threshold given public_key keepers",
     "GiveShare": "",
@@ -266,6 +277,8 @@ def test_who_may_ask_what_before_a_terminal_is_authenticated() -> None:
         "daemon.status",
         "daemon.selftest",
     }
+    assert [row.method for row in ROWS if row.role is Role.ENROLMENT] == ["terminal.enrol"]
+    assert [row.method for row in ROWS if row.role is Role.SELF] == ["terminal.renew"]
 
 
 def test_what_is_asked_on_the_administrations_socket_without_a_signature() -> None:
@@ -277,8 +290,8 @@ def test_what_is_asked_on_the_administrations_socket_without_a_signature() -> No
         "officer.challenge",
         "officer.command",
     }
-    custody = {"seal", "officer", "proposal", "component", "share", "key", "backup"}
-    assert {row.family for row in OFFICERS.values()} <= custody
+    custody = {"seal", "officer", "proposal", "component", "share", "key", "backup", "authority"}
+    assert {row.family for row in OFFICERS.values()} <= custody | {"terminal"}
     assert {row.role for row in ROWS if row.family in custody} == {
         Role.ADMINISTRATION,
         Role.OFFICER,

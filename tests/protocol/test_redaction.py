@@ -27,6 +27,7 @@ TEXTS: Final = {
     "step2": "C2-RY",
     "name": "CANARY-NAME",
     "share": "CANARY-SHARE",
+    "enrolment_code": "CANARY-CODE",
 }
 
 # How much of a value must be in a text before it counts as shown. Masks may show three bytes.

@@ -54,7 +54,8 @@ Offset = Annotated[
 Total = Annotated[int, Meta(extra=SHOW, description="how many there are on all pages")]
 Envelope = Annotated[
     bytes,
-    Meta(max_length=4096, extra=HIDE, description="SM2 ciphertext, C1C3C2, C1 with its 04"),
+    # A hundred enrolment codes, each with its terminal's code.
+    Meta(max_length=8192, extra=HIDE, description="SM2 ciphertext, C1C3C2, C1 with its 04"),
 ]
 
 # The seal -------------------------------------------------------------------------------------------------
