@@ -92,6 +92,9 @@ class Store:
         self._reader = reader(self._engine)
         self._writer = writer(self._engine)
         self._is_closed = False
+        # The rows of the last load, by the columns that they were made of: most are the same at the next one, and a
+        # province has many terminals.
+        self._loaded: Mapping[tuple[object, ...], Row] = {}
 
     # --- making and opening
 
@@ -149,8 +152,15 @@ class Store:
     # --- rows
 
     def load(self) -> Snapshot:
-        """Read everything, as it was at one moment."""
-        return self._read(_load)
+        """Read everything, as it was at one moment. A row that is as it was is the same object."""
+        number, columns = self._read(_load)
+        before, loaded = self._loaded, dict[tuple[object, ...], Row]()
+        with self._guarded():
+            for values in columns:
+                row = before.get(values)
+                loaded[values] = _row(values) if row is None else row
+        self._loaded = loaded
+        return Snapshot(number, tuple(loaded.values()))
 
     def change_number(self) -> int:
         """Return the number of the last commit. It reads one number, so it may be asked every second."""
@@ -473,20 +483,19 @@ def _next_number(connection: Connection) -> int:
     return int(connection.execute(counted).scalar_one())
 
 
-def _load(connection: Connection) -> Snapshot:
+def _load(connection: Connection) -> tuple[int, list[tuple[object, ...]]]:
     number = _number(connection)
-    rows = [
-        _row(kind, values)
+    return number, [
+        (kind, *values)
         for kind, table in ROWS.items()
-        for values in connection.execute(select(table).order_by(table.c.id)).mappings()
+        for values in connection.execute(select(table).order_by(table.c.id))
     ]
-    return Snapshot(number, tuple(rows))
 
 
 def _find(connection: Connection, kind: Kind, row_id: bytes) -> Row | None:
     table = ROWS[kind]
-    values = connection.execute(select(table).where(table.c.id == row_id)).mappings().one_or_none()
-    return None if values is None else _row(kind, values)
+    values = connection.execute(select(table).where(table.c.id == row_id)).one_or_none()
+    return None if values is None else _row((kind, *values))
 
 
 def _make(connection: Connection, change: Put | Drop) -> None:
@@ -543,12 +552,17 @@ def _columns(row: Row) -> dict[str, object]:
     return values
 
 
-def _row(kind: Kind, values: RowMapping) -> Row:
-    return _converted(values, Row, kind=kind.value)
+# The columns of every kind of row, in the order of its table.
+_COLUMNS: Final = ("kind", "id", "domain", "revision", "body", "nonce", "sealed")
 
 
-def _converted(values: RowMapping | Mapping[str, object], wanted: type[T], **more: object) -> T:
-    # SQLAlchemy's names are a subclass of str, which msgspec does not take for names. By itself it would take a text
-    # for bytes, in base64; whoever can write the database can have written a text.
+def _row(values: tuple[object, ...]) -> Row:
+    # By itself msgspec would take a text for bytes, in base64; whoever can write the database can have written a text.
+    named = dict(zip(_COLUMNS, values, strict=True))
+    return msgspec.convert(named, Row, builtin_types=(bytes,))
+
+
+def _converted(values: RowMapping, wanted: type[T]) -> T:
+    # SQLAlchemy's names are a subclass of str, which msgspec does not take for names.
     named = {str(name): value for name, value in values.items()}
-    return msgspec.convert(named | more, wanted, builtin_types=(bytes,))
+    return msgspec.convert(named, wanted, builtin_types=(bytes,))
