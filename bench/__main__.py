@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from bench import kernels, limits, server, timing, tls
+from bench import kernels, limits, lines, server, timing, tls
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ SUITES: Final = {
     "server": server,
     "limits": limits,
     "tls": tls,
+    "lines": lines,
 }
 
 

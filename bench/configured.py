@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,22 +10,21 @@ from keyd.cards.profile_files import load_profiles
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.daemon import DEV_TERMINALS
 from keyd.keys.roots import synthetic
-from keyd.keys.synthetic import synthetic_terminal_key
-from tests.founded import founded_store
+from keyd.registry.synthetic import synthetic_terminals
+from tests.founded import EVERYTHING, founded_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_config(folder: Path, connections: int) -> tuple[str, ...]:
-    """Found a store with the synthetic keys, which needs no ceremony, and return the daemon's command."""
+def write_config(folder: Path, connections: int, *lines: str) -> tuple[str, ...]:
+    """Found a store with the synthetic keys, which needs no ceremony, and return the daemon's command.
+
+    `lines` are put at the configuration's end.
+    """
     places = newest(load_profiles()).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-    founded = founded_store(folder, synthetic(places))
-    terminals = (
-        f'[terminals.{code}]\nkey = "{synthetic_terminal_key(code).hex()}"\n'
-        for code in DEV_TERMINALS
-    )
-    _write_private(folder / "terminals.toml", "".join(terminals))
+    terminals = synthetic_terminals(DEV_TERMINALS)
+    founded = founded_store(folder, synthetic(places), terminals=terminals)
     config = folder / "keyd.toml"
     config.write_text(
         f"""
@@ -36,8 +34,8 @@ def write_config(folder: Path, connections: int) -> tuple[str, ...]:
         credential = "{founded.credential}"
         [custody]
         socket = "{folder / "admin.sock"}"
-        [terminals]
-        file = "{folder / "terminals.toml"}"
+        [policy]
+        file = "{EVERYTHING}"
         [audit]
         folder = "{folder / "journal"}"
         [listen]
@@ -46,10 +44,6 @@ def write_config(folder: Path, connections: int) -> tuple[str, ...]:
         [limits]
         connections = {connections}
         """
+        + "\n".join(lines)
     )
     return (sys.executable, "-m", "keyd.daemon", "--config", str(config))
-
-
-def _write_private(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)

@@ -27,9 +27,9 @@ from keyd.errors import Malformed, RemoteProtocolError
 from keyd.handlers.services import Services
 from keyd.hub import MAX_ASKS_PER_CONNECTION, Limits
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import synthetic
-from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.keys.roots import synthetic, synthetic_terminals_master
 from keyd.protocol.connection import MAX_CHUNK, ServerConnection, refusal_bytes
+from keyd.registry.synthetic import synthetic_terminals
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Session, Terminals
 
@@ -111,14 +111,13 @@ class NaiveServer:
 def _services() -> Services:
     profiles = load_profiles(None)
     places = newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-    ring = KeyRing(synthetic(places))
-    keys = {code: synthetic_terminal_key(code) for code in DEV_TERMINALS}
+    ring = KeyRing([*synthetic(places), synthetic_terminals_master()])
     return Services(
         sam=ring,
         key_headers=ring.headers,
         has_synthetic_keys=True,
         profiles=profiles,
-        terminals=Terminals(keys, secrets.token_bytes),
+        terminals=Terminals(synthetic_terminals(DEV_TERMINALS), secrets.token_bytes),
         selftest=require_selftest(),
         run_selftest=run_selftest,
         clock=time.monotonic,

@@ -20,7 +20,7 @@ from keyd.daemon import DEV_TERMINALS
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import BY_REQUEST
 from keyd.protocol.connection import ClientConnection
-from keyd.protocol.messages.terminal import AuthenticateTerminal, RequestChallenge
+from keyd.protocol.messages.terminal import KeydAuthentic, RequestChallenge
 from keyd.protocol.proof import CHALLENGE_BYTES
 
 if TYPE_CHECKING:
@@ -105,8 +105,8 @@ def authenticate(sock: socket.socket, number: int) -> None:
     connection = ClientConnection()
     ours = number.to_bytes(CHALLENGE_BYTES, "big")
     theirs, _seconds = _ask(sock, connection, RequestChallenge(code, ours))
-    (proof,) = _ask(sock, connection, AuthenticateTerminal(enrolment.proof(ours, theirs)))
-    enrolment.verify_keyd(ours, theirs, proof)
+    proof = enrolment.prove(ours, theirs)
+    proof.verify_keyd(KeydAuthentic(*_ask(sock, connection, proof.request)))
 
 
 def _ask(sock: socket.socket, connection: ClientConnection, request: Request) -> list[bytes]:  # type: ignore[type-arg]  # any response

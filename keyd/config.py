@@ -1,34 +1,51 @@
 """The configuration: read, checked as a whole, and never half applied.
 
 `conf/keyd.toml` explains every line. Unknown names are errors, so that a misspelt limit is not silently the
-default. Secrets are never in it: keys are in the store, wrapped, and terminal keys in a file of their own.
+default. Secrets are never in it: keys are in the store, wrapped.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from keyd.policy import PolicyError, read_policy
-from keyd.protocol.fields import TerminalCode
+from keyd.tls.chains import Anchor, Anchors
 
 if TYPE_CHECKING:
     from keyd.policy import PolicyFile
     from keyd.policy.catalogue import Catalogue
-
-_LONG_HEX: Final = re.compile(r"[0-9A-Fa-f]{16,}")
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the sentence says where and why."""
+
+
+class ListenTls(Struct, frozen=True, forbid_unknown_fields=True):
+    """One address of encrypted lines: TLS 1.3 of one kind, and what both sides are judged by."""
+
+    address: str
+    kind: Literal["guomi", "standard"]
+    certificate: Annotated[str, Meta(min_length=1)]
+    private_key: Annotated[str, Meta(min_length=1)]
+    client_authorities: str | None = None
+    revoked: str | None = None
+    groups: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    enrolment: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a line for everybody, and one for nobody."""
+        if self.enrolment and (self.client_authorities or self.revoked):
+            raise ValueError("an enrolment line asks for no certificate: it has no authorities")
+        if not self.enrolment and not self.client_authorities:
+            raise ValueError("client_authorities is missing: without, anybody could connect")
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,6 +55,7 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     unix: str | None = None
     operations: str | None = "127.0.0.1:9170"
     allow_plain_tcp: bool = False
+    tls: tuple[ListenTls, ...] = ()
 
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,15 +71,24 @@ class CustodyConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Terminals(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the enrolled terminals come from."""
+    """How terminals prove themselves, and for how long that counts."""
 
-    file: str
+    session_seconds: Annotated[int, Meta(ge=60, le=604_800)] = 28_800
+    challenge_seconds: Annotated[int, Meta(ge=1, le=300)] = 30
+    authorities: str | None = None
+    revoked: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse revocation lists of nobody."""
+        if self.revoked is not None and self.authorities is None:
+            raise ValueError("revoked goes with authorities")
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where it is said who may ask for what."""
 
-    file: str | None = None
+    # Empty where a development keyd has none; a file that does not say it is refused.
+    file: str
 
 
 class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +99,8 @@ class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     idle_seconds: Seconds = 300.0
     write_seconds: Seconds = 10.0
     drain_seconds: Seconds = 10.0
+    handshakes: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    handshake_seconds: Seconds = 5.0
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,9 +155,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """One daemon's configuration."""
 
     store: StoreConfig
-    terminals: Terminals
     audit: Audit
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig
+    terminals: Terminals = field(default_factory=Terminals)
     custody: CustodyConfig = field(default_factory=CustodyConfig)
     listen: Listen = field(default_factory=Listen)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -151,17 +180,6 @@ def read_policy_file(path: Path, known: Catalogue) -> PolicyFile:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in error.faults)) from None
 
 
-class _EnrolledTerminal(Struct, frozen=True, forbid_unknown_fields=True):
-    key: Annotated[str, Meta(pattern=r"\A[0-9A-Fa-f]{32}\Z")]
-
-    def __repr__(self) -> str:
-        return "<terminal key>"
-
-
-class _TerminalsFile(Struct, frozen=True, forbid_unknown_fields=True):
-    terminals: dict[TerminalCode, _EnrolledTerminal]
-
-
 def load_config(path: Path) -> Config:
     """Read and check keyd.toml.
 
@@ -174,19 +192,23 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def load_terminals(path: Path) -> dict[str, bytes]:
-    """Read the terminals' keys, 16 bytes each, by terminal code.
+def load_anchors(terminals: Terminals) -> Anchors:
+    """Read the authorities of terminals' certificates, and their revocation lists.
 
     Raises:
-        ConfigError: as `load_config`, or others than its owner may read the file.
+        ConfigError: a file cannot be read, or holds no certificate or no list in PEM.
     """
-    require_private(path)
+    if terminals.authorities is None:
+        return Anchors()
+    authorities = _read_bytes(expand(terminals.authorities))
+    revoked = None if terminals.revoked is None else _read_bytes(expand(terminals.revoked))
     try:
-        file = msgspec.convert(_read_toml(path), _TerminalsFile)
-    except msgspec.ValidationError as error:
-        # msgspec quotes names that it does not know, and a key may stand where a name belongs.
-        raise ConfigError(f"{path}: {_LONG_HEX.sub('…', str(error))}") from None
-    return {code: bytes.fromhex(terminal.key) for code, terminal in file.terminals.items()}
+        return Anchors([Anchor(authorities, revoked)])
+    except ValueError:
+        names = " and ".join(filter(None, (terminals.authorities, terminals.revoked)))
+        raise ConfigError(
+            f"{names}: there is no certificate or no revocation list in PEM, or one is damaged"
+        ) from None
 
 
 def read_passphrase(path: Path) -> bytes:
@@ -230,10 +252,18 @@ def _is_systemd_credential(path: Path) -> bool:
     return folder is not None and path.parent == Path(folder)
 
 
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # No TOML, no UTF-8, a number with thousands of digits, or brackets in brackets in brackets.
         raise ConfigError(f"{path} is no TOML: {error}") from None

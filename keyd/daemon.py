@@ -29,12 +29,13 @@ from keyd.config import (
     ConfigError,
     LimitsConfig,
     Listen,
+    ListenTls,
     Log,
     PolicyConfig,
     StoreConfig,
     expand,
+    load_anchors,
     load_config,
-    load_terminals,
     read_policy_file,
 )
 from keyd.config import (
@@ -48,10 +49,10 @@ from keyd.errors import Refusal
 from keyd.gate import SECRET_BYTES, Gate
 from keyd.handlers.services import Services
 from keyd.hardening import forbid_dumps, swap_warnings
-from keyd.hub import Hub, Limits
+from keyd.hub import Entrance, Hub, Limits
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import synthetic
-from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.keys.roots import synthetic, synthetic_identity_key, synthetic_terminals_master
+from keyd.lines import ConfiguredLine, place_of, read_lines
 from keyd.listening import (
     OWNER_MAY,
     CannotStart,
@@ -68,6 +69,7 @@ from keyd.opening import open_custody, open_journal
 from keyd.ops import Operations
 from keyd.pump._pump import Pump, SeenCards
 from keyd.recorder import Recorder
+from keyd.registry.synthetic import DEVELOPMENT_ROLE, development_terminals
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from keyd.cards.profile import Profile
     from keyd.opening import Custody
     from keyd.policy import PolicyFile, Strange
+    from keyd.tls.chains import Anchors
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
@@ -113,7 +116,6 @@ class Daemon:
         self,
         config: Config,
         read_config: Callable[[], Config],
-        load_terminals: Callable[[Config], Terminals],
         services: Services,
         ring: KeyRing,
         policy: PolicyFile | None,
@@ -121,17 +123,26 @@ class Daemon:
         listeners: Sequence[socket.socket],
         administration: Sequence[socket.socket],
         operations: socket.socket | None,
+        lines: Sequence[tuple[ConfiguredLine, socket.socket]] = (),
     ) -> None:
         self._config = config
         self._read_config = read_config
-        self._load_terminals = load_terminals
         self._services = services
         self._listeners = listeners
         self._administration = administration
         self._operations_socket = operations
+        self._lines = [line for line, _listener in lines]
+        self._encrypted = [
+            Entrance(listener, is_enrolment=line.entry.enrolment, context=line.context)
+            for line, listener in lines
+        ]
         self._meter = Meter()
         self._events = Events(time.monotonic, sample_every=config.log.sample_every)
         services.counters = self._meter.totals
+        terminals = services.terminals
+        self._meter.watch_terminals(
+            lambda: terminals.refused, lambda: terminals.lockouts.locked(services.clock())
+        )
         self._recorder = self._record_in(journal, ring) if journal is not None else None
         dispatch = Dispatch(services, self._meter, self._events, self._recorder)
         limits = _limits(config)
@@ -153,6 +164,8 @@ class Daemon:
         if journal is not None and not services.has_synthetic_keys:
             self._custody = open_custody(config, journal, ring, self._say, self._adopted)
             services.warden = self._custody.warden
+            self._custody.warden.registry_changed = self._registry_changed
+            services.terminals.activity = self._custody.warden.seen
             services.is_sealed = True
         self._show()
 
@@ -170,7 +183,9 @@ class Daemon:
                 self._new_seen,
             )
             self._dispatch.gate = gate
+            self._services.terminals.quotas = gate.quotas
             self._meter.cards_forgotten = lambda: gate.forgotten
+        self._services.terminals.utc_offset = policy.policy.utc_offset_minutes
         if self._routes is not None:
             self._routes.gate = gate
             self._routes.forget()
@@ -199,7 +214,7 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once."""
-        self._hub.listen(self._listeners, self._administration)
+        self._hub.listen(self._listeners, self._administration, self._encrypted)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._heed, signals, nursery)
@@ -244,12 +259,22 @@ class Daemon:
             self._services.is_sealed,
             custody.warden.vault.is_sealed,
         )
+        contents = custody.warden.vault.contents
+        self._services.sign = None if contents is None else contents.identity.sign
         self._services.key_headers = self._ring.headers
         self._meter.show_keys(self._services.key_headers, are_synthetic=False)
         if was_sealed is not self._services.is_sealed:
             self._events.warning("sealed" if self._services.is_sealed else "unsealed")
             if self._is_ready:
                 systemd.notify(f"STATUS={self._status()}")
+
+    def _registry_changed(self) -> None:
+        """Take over what the store says of terminals."""
+        contents = self._custody.warden.vault.contents if self._custody is not None else None
+        terminals = self._services.terminals
+        if terminals.load(contents.terminals if contents is not None else {}):
+            self._hub.review(terminals, self._services.moment())
+            self._meter.terminals.set(len(terminals))
 
     def _status(self) -> str:
         if self._services.is_sealed:
@@ -269,6 +294,7 @@ class Daemon:
             "ready",
             version=__version__,
             listen=[name_of(listener) for listener in self._listeners],
+            encrypted=[name_of(entrance.listener) for entrance in self._encrypted],
             operations=name_of(self._operations_socket) if self._operations_socket else None,
             administration=[name_of(listener) for listener in self._administration],
             sealed=self._services.is_sealed,
@@ -293,32 +319,42 @@ class Daemon:
                 self._hub.drain()
 
     def _reload(self) -> None:
-        """Take over what may change while serving: terminals, limits, the log. All of it or nothing."""
+        """Take over what may change while serving: terminals, certificates, limits, the log. All of it or nothing."""
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             config = self._read_config()
-            terminals = self._load_terminals(config)
+            anchors = load_anchors(config.terminals)
             policy = _read_policy(config, self._services.profiles)
             limits = _limits(config)
+            lines = read_lines(_kept(config.listen.tls, self._lines), self._lines)
             allow_descriptors(limits.connections)
         except (ConfigError, CannotStart) as error:
             self._events.warning("reload_refused", detail=str(error))
         else:
             if policy is not None:
                 self._enforce(policy)
-            self._services.terminals = terminals
-            self._hub.review(terminals)
+            _configure(self._services.terminals, config, anchors)
+            self._renew(lines)
             self._hub.limits = limits
             self._events.sample_every = config.log.sample_every
             configure_logging(config.log.level)
             if _fixed(config) != _fixed(self._config):
                 self._events.warning(
                     "reload_partial",
-                    detail="only terminals, policy, limits and log change without a restart",
+                    detail="only terminals, policy, certificates, limits and log change without a restart",
                 )
             self._show()
-            self._events.info("reloaded", terminals=len(terminals))
+            self._events.info("reloaded", terminals=len(self._services.terminals))
         systemd.notify("READY=1")
+
+    def _renew(self, lines: Sequence[ConfiguredLine]) -> None:
+        """Let new lines be made by these contexts, and judge the open ones by them."""
+        if [line.context for line in lines] == [line.context for line in self._lines]:
+            return
+        self._lines = list(lines)
+        for entrance, line in zip(self._encrypted, lines, strict=True):
+            entrance.context = line.context
+        self._hub.judge_again()
 
     def _show(self) -> None:
         services = self._services
@@ -409,28 +445,36 @@ def _start(options: argparse.Namespace) -> Daemon:
     ring = KeyRing()
     if options.dev:
         places = newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-        ring.load(synthetic(places))
-
-    def terminals_of(config: Config) -> Terminals:
-        return _load_terminals(config, is_dev=options.dev, roles=options.role or ("development",))
-
+        ring.load([*synthetic(places), synthetic_terminals_master()])
+    terminals = Terminals(
+        development_terminals(DEV_TERMINALS, tuple(options.role or (DEVELOPMENT_ROLE,)))
+        if options.dev
+        else {},
+        secrets.token_bytes,
+    )
+    _configure(terminals, config, load_anchors(config.terminals))
     services = Services(
         sam=ring,
         key_headers=ring.headers,
         has_synthetic_keys=options.dev,
         profiles=profiles,
-        terminals=terminals_of(config),
+        terminals=terminals,
         selftest=selftest,
         run_selftest=run_selftest,
         clock=time.monotonic,
         now=time.time,
         random_bytes=secrets.token_bytes,
+        sign=synthetic_identity_key().sign if options.dev else None,
     )
     policy = _read_policy(config, profiles)
     allow_descriptors(config.limits.connections)
+    lines = read_lines(config.listen.tls)
     listeners = inherited() or listen(config.listen)
-    if not listeners:
-        raise CannotStart("there is nothing to listen on: set listen.tcp or listen.unix")
+    encrypted = [(line, listen_tcp(line.entry.address)) for line in lines]
+    if not listeners and not encrypted:
+        raise CannotStart(
+            "there is nothing to listen on: set listen.tcp or listen.unix, or add a [[listen.tls]]"
+        )
     if options.dev or not config.listen.allow_plain_tcp:
         require_local(listeners)
     operations = listen_tcp(config.listen.operations) if config.listen.operations else None
@@ -445,7 +489,6 @@ def _start(options: argparse.Namespace) -> Daemon:
     return Daemon(
         config,
         read_config,
-        terminals_of,
         services,
         ring,
         policy,
@@ -453,18 +496,28 @@ def _start(options: argparse.Namespace) -> Daemon:
         listeners,
         administration,
         operations,
+        encrypted,
     )
 
 
-def _fixed(config: Config) -> Config:
+def _kept(entries: Sequence[ListenTls], lines: Sequence[ConfiguredLine]) -> list[ListenTls]:
+    """Return what a configuration now says of the lines that there are; those that it forgot stay as they were."""
+    said = {place_of(entry): entry for entry in entries}
+    return [said.get(place_of(line.entry), line.entry) for line in lines]
+
+
+def _fixed(config: Config) -> tuple[Config, list[tuple[str, str, bool]]]:
     """Return what of a configuration does not change without a restart."""
-    return msgspec.structs.replace(
+    listen = msgspec.structs.replace(config.listen, tls=())
+    fixed = msgspec.structs.replace(
         config,
-        terminals=TerminalsConfig(""),
-        policy=PolicyConfig(),
+        terminals=TerminalsConfig(),
+        policy=PolicyConfig(""),
         limits=LimitsConfig(),
         log=Log(),
+        listen=listen,
     )
+    return fixed, [place_of(entry) for entry in config.listen.tls]
 
 
 def _dev_config(options: argparse.Namespace) -> Config:
@@ -481,8 +534,7 @@ def _dev_config(options: argparse.Namespace) -> Config:
     audit = Audit(options.journal or "", durability=options.durability)
     return Config(
         store=StoreConfig("none"),
-        terminals=TerminalsConfig(""),
-        policy=PolicyConfig(options.policy),
+        policy=PolicyConfig(options.policy or ""),
         audit=audit,
         listen=listen,
         log=log,
@@ -496,12 +548,11 @@ def _read_policy(config: Config, profiles: Mapping[int, Profile]) -> PolicyFile 
     return read_policy_file(expand(config.policy.file), catalogue(profiles))
 
 
-def _load_terminals(config: Config, *, is_dev: bool, roles: Sequence[str]) -> Terminals:
-    if is_dev:
-        keys = {code: synthetic_terminal_key(code) for code in DEV_TERMINALS}
-    else:
-        keys = load_terminals(expand(config.terminals.file))
-    return Terminals(keys, secrets.token_bytes, frozenset(roles))
+def _configure(terminals: Terminals, config: Config, anchors: Anchors) -> None:
+    """Let terminals prove themselves as the configuration says, from now on."""
+    terminals.session_seconds = config.terminals.session_seconds
+    terminals.challenge_seconds = config.terminals.challenge_seconds
+    terminals.anchors = anchors
 
 
 def _limits(config: Config) -> Limits:

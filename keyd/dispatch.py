@@ -29,12 +29,12 @@ from keyd.errors import (
     SelftestFailed,
     Status,
 )
-from keyd.gate import Moment
 from keyd.handlers import HANDLERS
 from keyd.needs import GOVERNED
 from keyd.policy import FOREVER
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
 from keyd.protocol.connection import ServerConnection, answer_bytes, refusal_bytes, refusal_on_wire
+from keyd.protocol.messages.terminal import KeydSigned
 from keyd.uses import USE
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from keyd.protocol.fields import Request, Response
     from keyd.recorder import Recorder
     from keyd.telemetry import Events, Meter
-    from keyd.terminals import Session, Terminal
+    from keyd.terminals import KnownTerminal, Line, Moment, Session
 
 # What a method is called in metrics when there is no such method: a peer must not make up label values.
 UNKNOWN_METHOD: Final = "unknown"
@@ -121,7 +121,7 @@ class _Asked(msgspec.Struct, frozen=True, gc=False):
 class Pass(NamedTuple):
     """Who was let through, and until when its like is (seconds since 1970)."""
 
-    terminal: Terminal | None
+    terminal: KnownTerminal | None
     until: int = FOREVER
 
 
@@ -174,6 +174,10 @@ class Dispatch:
         if short_cut is not None and short_cut.until <= self._services.now():
             short_cut.forget()
 
+    def allows_line(self, line: Line, now_unix: int) -> bool:
+        """Whether the registry lets whoever has this line's certificate have a line, at this time in Unix seconds."""
+        return self._services.terminals.allows_line(line, now_unix)
+
     def sample_pumped(self, session: Session, request_bytes: bytes, times: int) -> None:
         """Log one of the requests that the pump has answered, if one is due."""
         if not self._events.wants_answered(times):
@@ -213,22 +217,31 @@ class Dispatch:
         self, slow: Slow, outcome: Response | Refusal
     ) -> tuple[Response | Refusal, int]:
         recorder = self.recorder
+        notes = self._services.terminals.take_notes(self._services.clock())
         if recorder is None or not slow.command.audited:
             return outcome, 0
-        numbers = recorder.numbers
-        use = USE.pack(
-            numbers.methods[slow.command.method],
-            outcome.status if isinstance(outcome, Refusal) else Status.OK,
-            slow.session.number & _CONNECTION_MASK,
-            slow.terminal,
-            0,
-            numbers.card_id(slow.request),
-        )
+        numbers, session = recorder.numbers, slow.session
+        is_authentication = isinstance(outcome, KeydSigned)
         try:
-            return outcome, recorder.append(use)
-        except AuditUnavailable:
+            use = USE.pack(
+                numbers.methods[slow.command.method],
+                outcome.status if isinstance(outcome, Refusal) else Status.OK,
+                session.number & _CONNECTION_MASK,
+                # Whoever has just authenticated is recorded as who did.
+                numbers.terminal(session) if is_authentication else slow.terminal,
+                0,
+                numbers.card_id(slow.request),
+            )
+            position = recorder.append(use, notes)
+        except AuditUnavailable as refusal:
+            if is_authentication:
+                session.leave()
+                return refusal, 0
             # An officer's work has a record of its own, in the store; only its answer has none.
             return AuditUnavailable(DONE_UNRECORDED), 0
+        if is_authentication:
+            session.recorded_at = position
+        return outcome, position
 
 
 def _decided(slow: Slow, outcome: Response | Refusal, position: int) -> Decided:
@@ -350,8 +363,7 @@ class _Tick:
 
     def _moment(self) -> Moment:
         if self._now is None:
-            services = self._services
-            self._now = Moment(int(services.now()), int(services.clock() * 1e9))
+            self._now = self._services.moment()
         return self._now
 
     def _authorise(self, session: Session, command: Command) -> None:
@@ -372,6 +384,7 @@ class _Tick:
             return
         if role is Role.OFFICER:
             raise RoleMissing("an officer signs this: officer.command carries it")
+        session.expire(self._services.clock())
         if session.terminal is None and not (role is Role.OPERATOR and session.is_operator):
             raise NotAuthenticated
         if self._services.has_failed_selftest and role is not Role.OPERATOR:
@@ -418,22 +431,24 @@ class _Tick:
 
     def finish(self, meter: Meter, short_cut: ShortCut | None) -> Decided:
         """Record, measure, log and encode."""
-        position = 0 if self._recorder is None else self._record(self._recorder)
+        # Without a journal nobody reads them, and they are not to gather.
+        notes = self._services.terminals.take_notes(self._services.clock())
+        position = 0 if self._recorder is None else self._record(self._recorder, notes)
         answers = self._encode(meter, short_cut)
         if not position:
             return Decided(answers)
         free = frozenset(at for at, asked in enumerate(self._asked) if not asked.number)
         return Decided(answers, position, free)
 
-    def _record(self, recorder: Recorder) -> int:
-        """Append the uses of the whole tick as one frame. Returns the position that answers wait for."""
+    def _record(self, recorder: Recorder, notes: list[dict[str, Any]]) -> int:
+        """Append the uses and notes of the whole tick as one frame. Returns the position that answers wait for."""
         position = 0
         try:
             uses = self._uses(recorder)
             if self._loss is not None:
                 raise self._loss
-            if uses:
-                position = recorder.append(uses)
+            if uses or notes:
+                position = recorder.append(uses, notes)
         except AuditUnavailable as refusal:
             self._withhold(refusal)
             return 0

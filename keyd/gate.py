@@ -8,7 +8,7 @@ unasked.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from keyd.policy import Limiter, Quotas, Watch
 from keyd.policy.watch import DailyCeiling, SeenCards, region_number
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from keyd.policy import Asker, PolicyFile, Strange
     from keyd.policy.watch import Seen
     from keyd.protocol.fields import Request
-    from keyd.terminals import Terminal
+    from keyd.terminals import KnownTerminal, Moment
 
 # Sets of roles that short cuts tell apart, of the 2**16 that they could. A province has a dozen.
 MAX_ROLE_SETS: Final = 4096
@@ -29,18 +29,6 @@ MAX_ROLE_SETS: Final = 4096
 MAX_ALLOWANCE: Final = 4096
 
 SECRET_BYTES: Final = 16
-
-
-class Moment(NamedTuple):
-    """When a tick decides: seconds since 1970 for hours and days, monotonic nanoseconds for rates and windows."""
-
-    unix: int
-    monotonic_ns: int
-
-    @property
-    def seconds(self) -> int:
-        """Monotonic seconds."""
-        return self.monotonic_ns // 1_000_000_000
 
 
 class Gate:
@@ -93,7 +81,7 @@ class Gate:
         """Cards that were forgotten while they still mattered."""
         return self._watch.forgotten
 
-    def require_method(self, terminal: Terminal, method: str) -> None:
+    def require_method(self, terminal: KnownTerminal, method: str) -> None:
         """Refuse a method of which no rule of the terminal's roles speaks, before its parameters are even read.
 
         Raises:
@@ -101,7 +89,9 @@ class Gate:
         """
         self._policy.require_method(terminal.roles, method)
 
-    def admit(self, terminal: Terminal, method: str, request: Request[Any], moment: Moment) -> int:
+    def admit(
+        self, terminal: KnownTerminal, method: str, request: Request[Any], moment: Moment
+    ) -> int:
         """Let a request pass; return until when its like passes by the same rule (seconds since 1970).
 
         Raises:
@@ -116,21 +106,23 @@ class Gate:
             terminal.roles, method, need.addresses, need.algorithm, need.region, moment.unix
         )
         keys = [(address, need.algorithm) for address in need.addresses]
-        self._limiter.admit(terminal.asker, method, keys, moment.monotonic_ns)
+        self._limiter.admit(terminal.asker, method, keys, _nanoseconds(moment.monotonic))
         card = needs.card_name(need)
         if card is not None:
-            strange = self._watch.notice(card, terminal.region, moment.seconds)
+            strange = self._watch.notice(card, terminal.region, int(moment.monotonic))
             if strange is not None:
                 self._strange(strange, terminal.code)
             if method in self._resets_pin:
                 self._ceiling.count(card, moment.unix)
         return allowed.until
 
-    def notice_failure(self, terminal: Terminal, request: Request[Any], moment: Moment) -> None:
+    def notice_failure(
+        self, terminal: KnownTerminal, request: Request[Any], moment: Moment
+    ) -> None:
         """Take note that something did not verify with the request's card."""
         card = self._needs.card_name(self._needs.of(request))
         if card is not None:
-            strange = self._watch.notice_failure(card, moment.seconds)
+            strange = self._watch.notice_failure(card, int(moment.monotonic))
             if strange is not None:
                 self._strange(strange, terminal.code)
 
@@ -142,14 +134,14 @@ class Gate:
         cards = self.limits.cards
         return not (self._limiter.counts_by_key_or(method) or cards.deny_failures)
 
-    def role_set(self, terminal: Terminal) -> int:
+    def role_set(self, terminal: KnownTerminal) -> int:
         """Return the number of the terminal's set of roles; 0, for which nothing is learnt, if there are too many."""
         number = self._role_sets.get(terminal.roles, 0)
         if not number and len(self._role_sets) < MAX_ROLE_SETS:
             number = self._role_sets[terminal.roles] = len(self._role_sets) + 1
         return number
 
-    def region(self, terminal: Terminal) -> int:
+    def region(self, terminal: KnownTerminal) -> int:
         """Return where a terminal stands, as the watch compares it; 0 if it stands nowhere."""
         return region_number(terminal.region, self.limits.cards.region_digits)
 
@@ -158,11 +150,15 @@ class Gate:
         """How long a card must have been away from one region before another is nothing strange."""
         return self.limits.cards.region_minutes * 60
 
-    def allowance(self, asker: Asker, monotonic_ns: int) -> int:
+    def allowance(self, asker: Asker, monotonic: float) -> int:
         """Return how many requests of an asker may be answered before its rates are to be looked at again."""
-        return self._limiter.room(asker, monotonic_ns, MAX_ALLOWANCE)
+        return self._limiter.room(asker, _nanoseconds(monotonic), MAX_ALLOWANCE)
 
-    def charge(self, asker: Asker, monotonic_ns: int, answered: int) -> None:
+    def charge(self, asker: Asker, monotonic: float, answered: int) -> None:
         """Count what was answered out of an allowance."""
         if answered:
-            self._limiter.charge(asker, monotonic_ns, answered)
+            self._limiter.charge(asker, _nanoseconds(monotonic), answered)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

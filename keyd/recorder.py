@@ -96,8 +96,8 @@ class Recorder:
         self._work_fd = os.eventfd(0, os.EFD_CLOEXEC) if waits_for_disk else -1
         meter.journal_available.set(1)
 
-    def append(self, uses: bytes) -> int:
-        """Write use records as one frame; return the position that their answers wait for, or 0 if for none.
+    def append(self, uses: bytes, events: Sequence[Any] = ()) -> int:
+        """Write use records and events as one frame; return the position that answers wait for, or 0 if for none.
 
         Raises:
             AuditUnavailable: they are not in the journal, so there must be no answer.
@@ -106,7 +106,7 @@ class Recorder:
             raise AuditUnavailable
         started = time.perf_counter()
         try:
-            position = self._journal.append(uses)
+            position = self._journal.append(uses, events)
         except AuditUnavailable as error:
             self._lose(str(error))
             raise AuditUnavailable from None

@@ -88,6 +88,24 @@ class _Tally(Collector):
         yield CounterMetricFamily(self._name, self._documentation)
 
 
+class _Reasons(Collector):
+    """A counter by reason that is kept elsewhere and only read here."""
+
+    def __init__(self, name: str, documentation: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self.source: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=["reason"])
+        for reason, count in list(self.source().items()):
+            family.add_metric([reason], count)
+        yield family
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation, labels=["reason"])
+
+
 class Meter:
     """The metrics of one keyd."""
 
@@ -119,6 +137,11 @@ class Meter:
             "Writing the uses of one tick, or of a part of it, into the journal.",
             SECONDS_BUCKETS,
         )
+        self.tls_handshake = _Histogram(
+            "keyd_tls_handshake_seconds",
+            "From accepting a connection to the end of its handshake.",
+            SECONDS_BUCKETS,
+        )
         self.journal_sync = _Histogram(
             "keyd_journal_sync_seconds",
             "Waiting until the disk had everything that was written by then.",
@@ -126,7 +149,7 @@ class Meter:
         )
         for histogram in (
             *(self.duration, self.compute, self.batch),
-            *(self.journal_append, self.journal_sync),
+            *(self.journal_append, self.journal_sync, self.tls_handshake),
         ):
             registry.register(histogram)
         self.connections = Gauge("keyd_connections", "Open client connections.", registry=registry)
@@ -142,6 +165,26 @@ class Meter:
         self.accept_errors = Counter(
             "keyd_accept_errors", "Times that accepting a connection failed.", registry=registry
         )
+        self._tls_lines = Gauge(
+            "keyd_tls_lines", "Open encrypted lines.", ["kind"], registry=registry
+        )
+        self._tls_handshakes = Counter(
+            "keyd_tls_handshakes",
+            "Handshakes that were done: full, or shortened by a ticket.",
+            ["kind", "form"],
+            registry=registry,
+        )
+        self._tls_faults = Counter(
+            "keyd_tls_faults",
+            "Encrypted lines that ended badly, or were never there.",
+            ["kind", "cause"],
+            registry=registry,
+        )
+        self.tls_half_open = 0
+        half_open = Gauge(
+            "keyd_tls_half_open", "Lines in the middle of their handshake.", registry=registry
+        )
+        half_open.set_function(lambda: self.tls_half_open)
         self._selftest = Gauge(
             "keyd_selftest_passed",
             "Whether the last self-test passed.",
@@ -153,6 +196,16 @@ class Meter:
             "keyd_keys_synthetic", "Whether the loaded keys are public ones.", registry=registry
         )
         self.terminals = Gauge("keyd_terminals_enrolled", "Enrolled terminals.", registry=registry)
+        self._terminal_refusals = _Reasons(
+            "keyd_terminal_refusals",
+            "Terminals that were refused when they came to prove themselves, by reason.",
+        )
+        registry.register(self._terminal_refusals)
+        self._lockouts = Gauge(
+            "keyd_terminal_lockouts",
+            "Terminals, sites and pairs of them that are locked because of wrong proofs.",
+            registry=registry,
+        )
         self.journal_records = _Tally("keyd_journal_records", "Uses written into the journal.")
         self.journal_frames = _Tally(
             "keyd_journal_frames",
@@ -225,6 +278,27 @@ class Meter:
     def strange(self, what: str) -> None:
         """Count a request for a card that is strange."""
         self._strange.labels(what).inc()
+
+    def watch_terminals(
+        self, refused: Callable[[], Mapping[str, int]], locked: Callable[[], int]
+    ) -> None:
+        """Show what these say, whenever somebody asks: refusals by reason, and how much is locked."""
+        self._terminal_refusals.source = refused
+        self._lockouts.set_function(locked)
+
+    def tls_opened(self, kind: str, seconds: float, *, is_resumed: bool) -> None:
+        """Count a handshake that was done after so many seconds."""
+        self._tls_lines.labels(kind).inc()
+        self._tls_handshakes.labels(kind, "resumed" if is_resumed else "full").inc()
+        self.tls_handshake.observe(seconds)
+
+    def tls_closed(self, kind: str) -> None:
+        """Count the end of an open line."""
+        self._tls_lines.labels(kind).dec()
+
+    def tls_failed(self, kind: str, cause: str) -> None:
+        """Count a line that ended badly, or was never there, by one of few fixed causes."""
+        self._tls_faults.labels(kind, cause).inc()
 
     def show_selftest(self, results: Sequence[SelftestResult]) -> None:
         """Show the last self-test."""

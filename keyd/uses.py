@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.keys.block import KeyHeader
     from keyd.protocol.fields import Request
-    from keyd.terminals import Session, Terminal
+    from keyd.terminals import KnownTerminal, Session
 
 __all__ = ["USE", "HasHeaders", "HasNumbers", "Numbers"]
 
@@ -98,7 +98,7 @@ class Numbers:
         card_id: bytes = request.card.card_id  # type: ignore[union-attr]  # it has one
         return card_id[: self.card_id_bytes] + self._padding
 
-    def _terminal(self, terminal: Terminal) -> int:
+    def _terminal(self, terminal: KnownTerminal) -> int:
         number = self._terminals.get(terminal.code)
         if number is None:
             number = self._journal.number_of("terminal", terminal.code)

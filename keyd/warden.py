@@ -123,6 +123,8 @@ class Warden:
         self._backups: dict[str, bytes] = {}
         # What this keyd has seen of terminals and not written down yet.
         self.seen = SeenTerminals()
+        # Called when the vault holds other contents, after the ring was loaded: terminals may be others now.
+        self.registry_changed: Callable[[], None] = _nothing
         # Why the store does not serve, or None.
         self.unavailable_because: str | None = None
 
@@ -294,11 +296,12 @@ class Warden:
         self._loaded = contents
         keys = contents.loaded_keys
         allowed = [_without_counts(header) for header, _key in keys]
-        if allowed == self._allowed:
-            return  # a lease, a proposal: nothing that short cuts would have to forget
-        self._ring.load(keys, self.vault.quotas)
-        self._allowed = allowed
-        self._adopted()
+        # Otherwise it is a lease, a proposal: nothing that short cuts would have to forget.
+        if allowed != self._allowed:
+            self._ring.load(keys, self.vault.quotas)
+            self._allowed = allowed
+            self._adopted()
+        self.registry_changed()
 
     async def _poll_forever(self) -> None:
         while True:
@@ -394,6 +397,10 @@ class Warden:
         if self.unavailable_because is None:
             self._say("store_unavailable", refusal.detail)
         self.unavailable_because = refusal.detail
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _without_counts(header: KeyHeader) -> KeyHeader:

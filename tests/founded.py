@@ -1,4 +1,4 @@
-"""A founded store for tests: synthetic roots in it, officers with keys at hand, and a credential that unseals it.
+"""A founded store for tests: synthetic roots and terminals in it, officers with keys, a credential that unseals it.
 
 What officers do one key at a time, with two signatures each, is put in directly here: tests/custody tests that.
 """
@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import secrets
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm2 import Sm2PrivateKey
-from keyd.custody.bodies import seal_key_row
+from keyd.custody.bodies import seal_key_row, seal_row
 from keyd.custody.founding import Keeper, found
 from keyd.custody.officers import Officer, OfficerRole
 from keyd.custody.vault import Vault
 from keyd.custody.work import Outcome
 from keyd.keys.block import Domain, Tier
+from keyd.keys.roots import synthetic_terminals_master
 from keyd.store.database import Store
-from keyd.store.rows import Put
+from keyd.store.rows import Kind, Put
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
     from keyd.crypto.shares import Share
+    from keyd.custody.contents import Contents
     from keyd.keys.block import KeyHeader
+    from keyd.registry.terminal import Terminal
+
+# A policy under which terminals with synthetic keys may ask for everything.
+EVERYTHING: Final = Path(__file__).with_name("everything.toml")
 
 ROLES: Final = {
     "proposer": (OfficerRole.SECURITY_OFFICER, OfficerRole.OPERATOR),
@@ -56,8 +62,14 @@ def founded_store(
     share_count: int = 3,
     tier: Tier = Tier.NATIONAL,
     domains: tuple[Domain, ...] = (Domain.LOCAL, Domain.SOCIAL),
+    terminals: Mapping[str, Terminal] | None = None,
 ) -> Founded:
-    """Found a store in a folder, with officers of every role in each domain, and put keys into it as they are."""
+    """Found a store in a folder, with officers of every role in each domain, and put keys into it as they are.
+
+    With terminals, these as well, and the synthetic terminal master key.
+    """
+    if terminals:
+        keys = [*keys, synthetic_terminals_master()]
     officers = {(domain, code): Sm2PrivateKey.generate() for domain in domains for code in ROLES}
     material = secrets.token_bytes(16)
     credential = folder / "seal.credential"
@@ -91,8 +103,20 @@ def founded_store(
         )
         for header, key in keys
     ]
+    if terminals:
+        puts += _terminal_puts(contents, terminals)
     if puts:
         vault._commit(Outcome(list(puts)))
     vault.seal()
     store.close()
     return Founded(url, made.shares, credential, officers)
+
+
+def _terminal_puts(contents: Contents, terminals: Mapping[str, Terminal]) -> list[Put]:
+    """Return what puts terminals into the store as they are."""
+    lmk = contents.seal.wrapping_keys[Domain.LOCAL]
+    domain = Domain.LOCAL.value
+    return [
+        Put(seal_row(lmk, Kind.TERMINAL, code.encode(), domain, terminal, secrets.token_bytes))
+        for code, terminal in terminals.items()
+    ]

@@ -218,7 +218,7 @@ def test_answers_that_do_not_fit_raise_the_one_protocol_error(
 def test_a_keyd_that_cannot_prove_itself_is_not_trusted(impostor: Callable[..., str]) -> None:
     # It knows the dance but not the key.
     challenge = bytes.fromhex("940100c092c410") + bytes(16) + b"\x1e"
-    address = impostor(challenge, bytes.fromhex("940101c091c420") + bytes(32))
+    address = impostor(challenge, bytes.fromhex("940101c091c408") + bytes(8))
     with (
         Client(address, ENROLMENT, timeout=5) as client,
         pytest.raises(TerminalNotAuthentic, match="did not prove"),

@@ -4,7 +4,7 @@ that names the file and the place, and never a secret.
 
 from __future__ import annotations
 
-import os
+import datetime
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -17,23 +17,27 @@ from keyd.config import (
     Config,
     ConfigError,
     Listen,
+    ListenTls,
     Pkcs11Config,
+    PolicyConfig,
     SealConfig,
     StoreConfig,
+    Terminals,
     expand,
+    load_anchors,
     load_config,
-    load_terminals,
     read_passphrase,
 )
 from keyd.opening import expand_url
-from keyd.terminals import Terminals
+from keyd.tls.chains import ChainRefused
+from keyd.tls.kinds import TlsKind
+from keyd.tls.pki import Validity, make_revocation_list, synthetic_pki
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CONF = Path(__file__).parents[1] / "conf"
 SHIPPED = CONF / "keyd.toml"
-EXAMPLE = CONF / "terminals.toml.example"
 
 # A key that must not be found where keys do not belong.
 CANARY = "C0FFEE00DECAFBADC0FFEE00DECAFBAD"
@@ -41,15 +45,15 @@ CANARY = "C0FFEE00DECAFBADC0FFEE00DECAFBAD"
 REQUIRED = """
 [store]
 url = "sqlite:///keyd.db"
-[terminals]
-file = "terminals.toml"
+[policy]
+file = "policy.toml"
 [audit]
 folder = "journal"
 """
 
 # "# name = value" is a default; an example is indented further.
 _DEFAULT = re.compile(r"^# ([a-z_]+ = .*)$", re.MULTILINE)
-_EXAMPLE = re.compile(r"^#   ([a-z_]+ = .*)$", re.MULTILINE)
+_EXAMPLE = re.compile(r"^#   ([a-z_]+ = .*|\[\[[a-z.]+\]\])$", re.MULTILINE)
 
 
 def shipped_text() -> str:
@@ -66,6 +70,9 @@ def settings_of(section: str, struct: type[msgspec.Struct]) -> Iterator[tuple[st
     for field in msgspec.structs.fields(struct):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from settings_of(f"{section}.{field.name}", field.type)
+        elif field.type == tuple[ListenTls, ...]:
+            # No entry is there by default: all of one are examples, in the section that they are behind.
+            yield from ((section, name, None) for name in ListenTls.__struct_fields__)
         else:
             yield section, field.name, field.default
 
@@ -94,8 +101,8 @@ def test_the_shipped_file_loads_and_is_the_default() -> None:
     config = load_config(SHIPPED)
     assert config == Config(
         store=StoreConfig("sqlite:////var/lib/keyd/keyd.db"),
-        terminals=config.terminals,
         audit=Audit("/var/lib/keyd/journal"),
+        policy=PolicyConfig("/etc/keyd/policy.toml"),
     )
 
 
@@ -113,6 +120,17 @@ def test_uncommenting_the_examples_is_taken(tmp_path: Path) -> None:
     assert (config.listen.unix, config.cards.profiles) == (
         "/run/keyd/keyd.sock",
         "/etc/keyd/profiles",
+    )
+    assert config.listen.tls == (
+        ListenTls(
+            address="0.0.0.0:7171",
+            kind="guomi",
+            certificate="/etc/keyd/tls/server.pem",
+            private_key="/etc/keyd/tls/server.key",
+            client_authorities="/etc/keyd/tls/terminals-ca.pem",
+            revoked="/etc/keyd/tls/revoked.pem",
+            groups=("curveSM2MLKEM768", "curveSM2"),
+        ),
     )
     assert config.seal == SealConfig(
         "$CREDENTIALS_DIRECTORY/seal",
@@ -175,7 +193,9 @@ def test_every_setting_is_explained_and_required_ones_say_so() -> None:
         (REQUIRED.replace("sqlite:///keyd.db", ""), "length >= 1 - at `$.store.url`"),
         (REQUIRED + "[keys]\nsealed_file = 'keys.sealed'\n", "unknown field `keys`"),
         (REQUIRED + "[custody]\nsockets = 'admin.sock'\n", "unknown field `sockets`"),
-        (REQUIRED.partition("[terminals]")[0], "missing required field `terminals`"),
+        (REQUIRED + "[terminals]\nfile = 'terminals.toml'\n", "unknown field `file`"),
+        (REQUIRED + "[terminals]\nsession_seconds = 59\n", "at `$.terminals.session_seconds`"),
+        (REQUIRED + "[terminals]\nchallenge_seconds = 0\n", "at `$.terminals.challenge_seconds`"),
         (REQUIRED.partition("[audit]")[0], "missing required field `audit`"),
         ("", "missing required field `store`"),
         (REQUIRED + "[limits\n", "is no TOML: "),
@@ -205,26 +225,11 @@ def test_paths_may_name_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert expand_url("sqlite:///$STATE_DIRECTORY/keyd.db") == "sqlite:////var/lib/keyd/keyd.db"
 
 
-# The terminals file. -----------------------------------------------------------------------------------------
-
-
-def test_the_example_loads_and_says_that_its_keys_are_synthetic(tmp_path: Path) -> None:
-    text = EXAMPLE.read_text(encoding="utf-8")
-    assert "THE KEYS BELOW ARE SYNTHETIC" in text
-    terminals = load_terminals(write(tmp_path / "terminals.toml", text))
-    assert list(terminals) == ["DESK-0001", "CARDMAKER.510100-02"]
-    # They read as text, so that nobody takes them for random ones.
-    assert all(key.startswith(b"SYNTHETIC KEY ") for key in terminals.values())
-
-
-def test_no_terminal_is_a_terminals_file_too(tmp_path: Path) -> None:
-    assert load_terminals(write(tmp_path / "terminals.toml", "[terminals]\n")) == {}
+# Files with secrets. ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400])
 def test_a_private_file_is_taken(tmp_path: Path, mode: int) -> None:
-    path = write(tmp_path / "terminals.toml", f'terminals.DESK.key = "{CANARY}"', mode)
-    assert load_terminals(path) == {"DESK": bytes.fromhex(CANARY)}
     assert (
         read_passphrase(write(tmp_path / "passphrase", "a passphrase\n", mode)) == b"a passphrase"
     )
@@ -232,50 +237,22 @@ def test_a_private_file_is_taken(tmp_path: Path, mode: int) -> None:
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601])
 def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
-    terminals = write(tmp_path / "terminals.toml", f'terminals.DESK.key = "{CANARY}"', mode)
-    assert f"chmod 600 {terminals}" in refusal(load_terminals, terminals)
     passphrase = write(tmp_path / "passphrase", CANARY, mode)
-    assert "others may read it" in refusal(read_passphrase, passphrase)
+    said = refusal(read_passphrase, passphrase)
+    assert "others may read it" in said
+    assert f"chmod 600 {passphrase}" in said
 
 
 def test_a_systemd_credential_has_systemds_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    path = write(tmp_path / "terminals.toml", f'terminals.DESK.key = "{CANARY}"', 0o440)
-    assert load_terminals(path) == {"DESK": bytes.fromhex(CANARY)}
+    path = write(tmp_path / "passphrase", CANARY, 0o440)
+    assert read_passphrase(path) == CANARY.encode()
     # What lies beside or below is no credential.
     (tmp_path / "below").mkdir()
-    below = write(tmp_path / "below" / "terminals.toml", path.read_text(), 0o440)
-    assert "others may read it" in refusal(load_terminals, below)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f'terminals.DESK.key = "{CANARY}00"',
-        f'terminals.DESK.key = "{CANARY[:-1]}"',
-        f'terminals.DESK.key = "{CANARY[:-1]}G"',
-        f'terminals.DESK.key = """{CANARY}\n"""',
-        f'terminals.DESK.secret = "{CANARY}"',
-        f'terminals.DESK.{CANARY} = ""',
-        f'terminals.DESK = "{CANARY}"',
-        f'terminals."a code with spaces".key = "{CANARY}"',
-        f'terminals."".key = "{CANARY}"',
-        f'terminals."{"D" * 33}".key = "{CANARY}"',
-        f'terminals."DESK\\n".key = "{CANARY}"',
-        f'terminals = "{CANARY}"',
-        f'DESK = "{CANARY}"',
-        f"terminals.DESK.key = 0x{CANARY[:14]}",
-        f'terminals.DESK.key = "{CANARY}" "{CANARY}"',
-        f'terminals.DESK.key = "{CANARY}',
-        f'terminals.DESK.key = "{CANARY}"\nterminals.DESK.key = "{CANARY}"',
-        f"terminals.DESK.key = {CANARY}",
-        "",
-    ],
-)
-def test_a_wrong_terminals_file_is_refused_without_its_keys(tmp_path: Path, text: str) -> None:
-    refusal(load_terminals, write(tmp_path / "terminals.toml", text))
+    below = write(tmp_path / "below" / "passphrase", path.read_text(), 0o440)
+    assert "others may read it" in refusal(read_passphrase, below)
 
 
 def test_an_empty_passphrase_is_refused(tmp_path: Path) -> None:
@@ -289,19 +266,40 @@ def test_a_passphrase_keeps_everything_but_the_line_end(tmp_path: Path) -> None:
 
 def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
     assert "No such file" in refusal(read_passphrase, tmp_path / "passphrase")
-    assert "No such file" in refusal(load_terminals, tmp_path / "terminals.toml")
-
-
-def test_no_repr_shows_a_terminal_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "terminals.toml", f'terminals.DESK.key = "{CANARY}"')
-    keys = load_terminals(path)
-    shown = repr(Terminals(keys, os.urandom))
-    shown += "".join(map(repr, Terminals(keys, os.urandom)._terminals.values()))
-    assert "DESK" in shown
-    assert CANARY.lower() not in shown.lower()
-    assert repr(bytes.fromhex(CANARY)) not in shown
 
 
 def test_the_default_listens_on_this_machine_only() -> None:
     assert all(address.startswith("127.0.0.1:") for address in Listen().tcp)
     assert Listen().allow_plain_tcp is False
+
+
+# The authorities of terminals. --------------------------------------------------------------------------------
+
+
+def test_without_authorities_there_are_no_anchors() -> None:
+    load_anchors(Terminals())
+
+
+def test_authorities_are_read_with_their_lists(tmp_path: Path) -> None:
+    begin = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    end = begin + datetime.timedelta(days=1)
+    pki = synthetic_pki(TlsKind.GUOMI, Validity(begin, end), ["keyd.test"], ["T"])
+    chain, now = pki.terminals["T"].certificate, int(begin.timestamp())
+    path = tmp_path / "ca.pem"
+    path.write_bytes(pki.authority.certificate)
+    anchors = load_anchors(Terminals(authorities=str(path)))
+    serial = anchors.verify_untrusted(chain, now).serial
+    (tmp_path / "crl.pem").write_bytes(
+        make_revocation_list(pki.authority, {serial: begin}, begin, end, 1)
+    )
+    both = load_anchors(Terminals(authorities=str(path), revoked=str(tmp_path / "crl.pem")))
+    with pytest.raises(ChainRefused, match="revoked"):
+        both.verify_untrusted(chain, now)
+
+
+def test_authorities_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "ca.pem", "no PEM")
+    refusal(lambda path: load_anchors(Terminals(authorities=str(path))), path)
+    refusal(lambda path: load_anchors(Terminals(authorities=str(path))), tmp_path / "none.pem")
+    text = REQUIRED + '[terminals]\nrevoked = "crl.pem"\n'
+    assert "goes with" in refusal(load_config, write(tmp_path / "keyd.toml", text))

@@ -26,19 +26,26 @@ from keyd.errors import Refusal, Status
 from keyd.handlers import Services
 from keyd.keys.block import Use
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import synthetic
+from keyd.keys.roots import (
+    synthetic,
+    synthetic_identity_key,
+    synthetic_signer,
+    synthetic_terminals_master,
+)
 from keyd.keys.sam import CryptogramTask, MacTask, ProtectTask, TacTask
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import BATCHES, MAX_BATCH, TABLE, Command, Cost, Role
 from keyd.protocol.connection import Answer, Ask, ClientConnection, ServerConnection
-from keyd.protocol.proof import keyd_proof, terminal_proof
+from keyd.protocol.proof import NO_BINDING, signed_by_keyd, signed_by_terminal
+from keyd.registry.synthetic import development_terminals, synthetic_terminals
 from keyd.telemetry import MAX_PEER_LINES_PER_SECOND, Events, Meter, configure_logging
 from keyd.terminals import CHALLENGE_SECONDS, Session, Terminals
+from tests.proofs import keyd_proof, terminal_proof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from keyd.keys.sam import Sam, SamTask
+    from keyd.keys.sam import ProofTask, Sam, SamTask
 
 CODE: Final = "T-0001"
 
@@ -98,7 +105,7 @@ class Keyd:
         count = itertools.count()
         profiles = load_profiles()
         places = newest(profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-        ring = KeyRing(synthetic(places))
+        ring = KeyRing([*synthetic(places), synthetic_terminals_master()])
 
         def random_bytes(size: int) -> bytes:
             digests = (sm3(b"%d" % next(count)) for _ in range(0, size, 32))
@@ -110,12 +117,13 @@ class Keyd:
             key_headers=ring.headers,
             has_synthetic_keys=True,
             profiles=profiles,
-            terminals=Terminals({CODE: synthetic_terminal_key(CODE)}, random_bytes),
+            terminals=Terminals(synthetic_terminals([CODE]), random_bytes),
             selftest=(),
             run_selftest=self._run_selftest,
             clock=lambda: self.now,
             now=lambda: 0.0,
             random_bytes=random_bytes,
+            sign=synthetic_identity_key().sign,
             counters=self.meter.totals,
         )
         self.ring = ring
@@ -137,8 +145,8 @@ class Keyd:
         session, theirs = self.session(), bytes(16)
         ours = self.ok(session, "terminal.challenge", CODE, theirs)[0]
         key = synthetic_terminal_key(CODE)
-        proof = self.ok(session, "terminal.authenticate", terminal_proof(key, CODE, theirs, ours))
-        assert proof == [keyd_proof(key, CODE, theirs, ours)]
+        proof = self.ok(session, "terminal.authenticate", terminal_proof(key, theirs, ours))
+        assert proof == [keyd_proof(key, theirs, ours)]
         return session
 
     def tick(self, *asks: tuple[Session, Ask]) -> list[bytes | Slow]:
@@ -216,7 +224,7 @@ def conversation(keyd: Keyd) -> Iterator[str]:
     yield "daemon.random"
     state = ok("daemon.status")
     assert state[1] == "serving"
-    assert len(state[6]) == 310
+    assert len(state[6]) == 311
     yield "daemon.status"
 
     reply, warnings = ok("card.internal_cryptogram", CARD, FACTOR, CHALLENGE)
@@ -334,7 +342,11 @@ async def test_the_slow_command_answers_outside_the_tick(keyd: Keyd) -> None:
 
 @every_row
 def test_who_is_nobody_may_only_prove_to_be_somebody(keyd: Keyd, row: Command) -> None:
-    status = keyd.status(keyd.session(), row.method, *well_formed(row))
+    (answer,) = keyd.tick((keyd.session(), Ask(1, row.method, well_formed(row))))
+    if isinstance(answer, Slow):
+        assert row.role is Role.ANYONE
+        return
+    status = status_of(heard(answer))
     assert (status is Status.NOT_AUTHENTICATED) == (row.role in OF_TERMINALS | {Role.OPERATOR})
     assert (status is Status.ROLE_MISSING) == (row.role in ELSEWHERE)
     assert status is not Status.INTERNAL
@@ -345,7 +357,7 @@ def test_the_operator_may_also_look_after_keyd(keyd: Keyd, row: Command) -> None
     session = keyd.session(is_operator=True)
     (answer,) = keyd.tick((session, Ask(1, row.method, well_formed(row))))
     if isinstance(answer, Slow):
-        assert row.role is Role.OPERATOR
+        assert row.role in {Role.OPERATOR, Role.ANYONE}
         return
     status = status_of(heard(answer))
     assert (status is Status.NOT_AUTHENTICATED) == (row.role in OF_TERMINALS)
@@ -386,7 +398,7 @@ def test_the_administrations_socket_takes_what_needs_no_terminal(keyd: Keyd, row
     session = keyd.session(is_administration=True)
     (answer,) = keyd.tick((session, Ask(1, row.method, well_formed(row))))
     if isinstance(answer, Slow):
-        assert row.role is Role.ADMINISTRATION
+        assert row.role in {Role.ADMINISTRATION, Role.ANYONE}
         return
     status = status_of(heard(answer))
     assert row.role is not Role.ADMINISTRATION
@@ -456,7 +468,7 @@ def test_who_may_not_ask_learns_nothing_of_the_parameters(keyd: Keyd, row: Comma
 def test_an_authentication_counts_from_the_next_ask_of_the_same_tick(keyd: Keyd) -> None:
     session, theirs = keyd.session(), bytes(16)
     ours = keyd.ok(session, "terminal.challenge", CODE, theirs)[0]
-    proof = terminal_proof(synthetic_terminal_key(CODE), CODE, theirs, ours)
+    proof = terminal_proof(synthetic_terminal_key(CODE), theirs, ours)
     card = Ask(2, "card.pin_unblock", [CARD, FACTOR])
     answers = keyd.tick(
         (session, card), (session, Ask(1, "terminal.authenticate", [proof])), (session, card)
@@ -470,7 +482,7 @@ def test_a_failed_proof_takes_the_rights_away_and_the_line(keyd: Keyd) -> None:
     for number in range(3):
         assert not session.must_close
         assert keyd.status(session, "terminal.challenge", "T-9999", bytes(16)) is Status.OK
-        status = keyd.status(session, "terminal.authenticate", bytes(32))
+        status = keyd.status(session, "terminal.authenticate", bytes(8))
         assert status is Status.TERMINAL_NOT_AUTHENTIC, number
         assert keyd.status(session, "card.pin_unblock", CARD, FACTOR) is Status.NOT_AUTHENTICATED
     assert session.must_close
@@ -481,8 +493,55 @@ def test_a_challenge_expires_by_keyds_own_clock(keyd: Keyd) -> None:
     ours, seconds = keyd.ok(session, "terminal.challenge", CODE, theirs)
     assert seconds == CHALLENGE_SECONDS
     keyd.now += CHALLENGE_SECONDS + 1
-    proof = terminal_proof(synthetic_terminal_key(CODE), CODE, theirs, ours)
+    proof = terminal_proof(synthetic_terminal_key(CODE), theirs, ours)
     assert keyd.status(session, "terminal.authenticate", proof) is Status.CHALLENGE_EXPIRED
+
+
+def test_a_session_that_is_over_is_nobodys(keyd: Keyd) -> None:
+    session = keyd.terminal()
+    keyd.now = session.until - 0.001
+    assert keyd.status(session, "card.pin_unblock", CARD, FACTOR) is Status.OK
+    keyd.now = session.until
+    assert keyd.status(session, "card.pin_unblock", CARD, FACTOR) is Status.NOT_AUTHENTICATED
+    assert session.terminal is None
+    # The same line serves whoever proves itself again.
+    ours = keyd.ok(session, "terminal.challenge", CODE, bytes(16))[0]
+    proof = terminal_proof(synthetic_terminal_key(CODE), bytes(16), ours)
+    keyd.ok(session, "terminal.authenticate", proof)
+    assert keyd.status(session, "card.pin_unblock", CARD, FACTOR) is Status.OK
+
+
+def test_an_expired_terminal_that_is_also_the_operator_stays_the_operator(keyd: Keyd) -> None:
+    session = keyd.terminal()
+    session.is_operator = True
+    keyd.now = session.until
+    assert keyd.status(session, "daemon.status") is Status.OK
+    assert session.terminal is None
+
+
+async def test_a_signature_leaves_the_tick_and_comes_back_as_a_terminal(keyd: Keyd) -> None:
+    keyd.services.terminals.load(development_terminals([CODE]))
+    session, now = keyd.session(), int(keyd.services.now())
+    ours = keyd.ok(session, "terminal.challenge", CODE, bytes(16))[0]
+    signed = signed_by_terminal(CODE, bytes(16), ours, NO_BINDING, now)
+    ask = Ask(1, "terminal.authenticate_signature", [synthetic_signer(CODE).sign(signed), now])
+    card = Ask(2, "card.pin_unblock", [CARD, FACTOR])
+    slow, early = keyd.tick((session, ask), (session, card))
+    assert isinstance(slow, Slow)
+    assert status_of(heard(cast("bytes", early))) is Status.NOT_AUTHENTICATED
+    (signature,) = heard(await keyd.slow(slow)).result
+    synthetic_identity_key().public.verify(
+        signed_by_keyd(CODE, bytes(16), ours, NO_BINDING, now), signature
+    )
+    assert keyd.status(session, "card.pin_unblock", CARD, FACTOR) is Status.OK
+
+
+async def test_a_keyd_that_cannot_sign_says_that_it_is_sealed(keyd: Keyd) -> None:
+    keyd.services.sign = None
+    session = keyd.session()
+    (slow,) = keyd.tick((session, Ask(1, "terminal.authenticate_signature", [bytes(64), 0])))
+    assert isinstance(slow, Slow)
+    assert status_of(heard(await keyd.slow(slow))) is Status.SEALED
 
 
 # --- what is not well asked
@@ -511,7 +570,8 @@ def test_parameters_that_do_not_fit_are_refused(keyd: Keyd, row: Command) -> Non
     session.is_administration = row.role is Role.ADMINISTRATION
     session.is_enrolment = row.role is Role.ENROLMENT
     wrong: list[list[Any]] = [[*right, None], [right], [{}], [None] * 40, ["x"] * (len(right) + 1)]
-    wrong += [right[:-1]] if right and row.method != "card.secure_message" else []
+    is_whole = row.method not in {"card.secure_message", "terminal.authenticate_signature"}
+    wrong += [right[:-1]] if right and is_whole else []
     for params in wrong:
         status = keyd.status(session, row.method, *params)
         assert status is not Status.INTERNAL
@@ -695,6 +755,9 @@ class Recording:
         self.batches.append(len(tasks))
         return self._sam.compute(tasks)
 
+    def prove(self, tasks: Sequence[ProofTask]) -> list[bytes | Refusal]:
+        return self._sam.prove(tasks)
+
 
 def test_a_tick_is_one_batch_to_the_sam(keyd: Keyd) -> None:
     recording = keyd.services.sam = Recording(keyd.ring)
@@ -725,6 +788,9 @@ class Raising:
             if isinstance(task, ProtectTask) and task.header == b"\x04\xdc\0\0":
                 raise RuntimeError(CANARY)
         return self._sam.compute(tasks)
+
+    def prove(self, tasks: Sequence[ProofTask]) -> list[bytes | Refusal]:
+        return self._sam.prove(tasks)
 
 
 GOOD: Final = [CARD, 0x0173, FACTOR, b"\x04\xd6\0\0", b"data"]
@@ -768,6 +834,9 @@ class Short:
 
     def compute(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
         return self._sam.compute(tasks)[:-1]
+
+    def prove(self, tasks: Sequence[ProofTask]) -> list[bytes | Refusal]:
+        return self._sam.prove(tasks)
 
 
 def test_a_sam_that_loses_a_result_is_a_bug_and_no_wrong_answer(keyd: Keyd) -> None:
@@ -855,7 +924,7 @@ def test_after_a_failed_selftest_only_the_operators_commands_answer(keyd: Keyd) 
     for row in TABLE.values():
         (answer,) = keyd.tick((terminal, Ask(1, row.method, well_formed(row))))
         if isinstance(answer, Slow):
-            assert row.role is Role.OPERATOR
+            assert row.role in {Role.OPERATOR, Role.ANYONE}
             continue
         if row.role in OF_TERMINALS:
             assert status_of(heard(answer)) is Status.SELFTEST_FAILED

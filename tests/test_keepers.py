@@ -25,9 +25,9 @@ from keyd.config import (
     Config,
     ConfigError,
     Pkcs11Config,
+    PolicyConfig,
     SealConfig,
     StoreConfig,
-    Terminals,
 )
 from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
@@ -666,7 +666,7 @@ def test_a_credential_needs_no_token_library() -> None:
 def configured(seal: SealConfig) -> Config:
     """A configuration of which only this section is looked at."""
     return Config(
-        store=StoreConfig("sqlite://"), terminals=Terminals(""), audit=Audit("journal"), seal=seal
+        store=StoreConfig("sqlite://"), policy=PolicyConfig(""), audit=Audit("journal"), seal=seal
     )
 
 

@@ -15,27 +15,31 @@ import msgspec
 import pytest
 
 from keyd.audit.journal import Journal
+from keyd.audit.query import EventRecord, query
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.dispatch import Decided, Dispatch, Slow
 from keyd.errors import AuditUnavailable, Status, TooManyInFlight
 from keyd.hub.held import HeldAnswers
 from keyd.hub.peer import Peer
 from keyd.keys.block import Use
+from keyd.keys.roots import synthetic_identity_key, synthetic_signer
 from keyd.keys.sam import purpose
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import BATCHES, TABLE
 from keyd.protocol.connection import Ask, answer_bytes
 from keyd.protocol.messages.card import InternalCryptogram
 from keyd.protocol.messages.daemon import AskRandom
-from keyd.protocol.proof import terminal_proof
+from keyd.protocol.proof import NO_BINDING, signed_by_terminal
 from keyd.pump import METHODS
 from keyd.pump._pump import Pump
 from keyd.recorder import Recorder
+from keyd.registry.synthetic import development_terminals, synthetic_terminal
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter
-from keyd.terminals import Session, Terminal
+from keyd.terminals import KnownTerminal, Session
 from keyd.uses import Numbers
 from tests.daemon.journals import named_uses
+from tests.proofs import terminal_proof
 from tests.pump.conftest import (
     CHALLENGE,
     FACTOR,
@@ -94,7 +98,7 @@ class Keyd:
         self.services = make_services()
         self.dispatch = Dispatch(self.services, self.meter, events, self.recorder)
         self.session = Session(7)
-        self.session.enter(Terminal(CODE, synthetic_terminal_key(CODE)))
+        self.session.enter(KnownTerminal(synthetic_terminal(CODE)))
 
     def run(self, *requests: tuple[Session, str, list[Any]]) -> Decided:
         return self.dispatch.run(
@@ -124,7 +128,7 @@ def authentication(keyd: Keyd, session: Session) -> list[Any]:
     (answer,) = keyd.run((session, "terminal.challenge", [CODE, bytes(16)])).answers
     assert isinstance(answer, bytes)
     theirs = msgpack.unpackb(answer)[3][0]
-    return [terminal_proof(synthetic_terminal_key(CODE), CODE, bytes(16), theirs)]
+    return [terminal_proof(synthetic_terminal_key(CODE), bytes(16), theirs)]
 
 
 GOOD: Final = [identity(), FACTOR, CHALLENGE]
@@ -170,7 +174,7 @@ def test_whoever_asked_is_recorded_though_somebody_else_is_there_at_the_end(keyd
     proof = authentication(keyd, keyd.session)
     keyd.run(
         (keyd.session, INTERNAL_CRYPTOGRAM, GOOD),
-        (keyd.session, "terminal.authenticate", [bytes(32)]),
+        (keyd.session, "terminal.authenticate", [bytes(8)]),
         (keyd.session, "terminal.authenticate", proof),
         (keyd.session, INTERNAL_CRYPTOGRAM, GOOD),
     )
@@ -180,6 +184,57 @@ def test_whoever_asked_is_recorded_though_somebody_else_is_there_at_the_end(keyd
         (None, 202),
         (None, 200),
     ]
+
+
+def signature(keyd: Keyd, session: Session) -> list[Any]:
+    """Return the params of a right signature."""
+    keyd.services.terminals.load(development_terminals([CODE]))
+    keyd.services.sign = synthetic_identity_key().sign
+    (answer,) = keyd.run((session, "terminal.challenge", [CODE, bytes(16)])).answers
+    assert isinstance(answer, bytes)
+    ours, now = msgpack.unpackb(answer)[3][0], int(time.time())
+    message = signed_by_terminal(CODE, bytes(16), ours, NO_BINDING, now)
+    return [synthetic_signer(CODE).sign(message), now]
+
+
+async def test_who_has_signed_is_recorded_as_who_did(keyd: Keyd) -> None:
+    session = Session(9)
+    for params, expected in (
+        (signature(keyd, session), (CODE, 0)),
+        ([bytes(64), int(time.time())], (None, 202)),
+    ):
+        (slow,) = keyd.run((session, "terminal.authenticate_signature", params)).answers
+        assert isinstance(slow, Slow)
+        await keyd.dispatch.run_slow(slow)
+        if expected[1]:
+            # Who asked, at that time, was the terminal.
+            expected = (CODE, 202)
+        use = named_uses(keyd.folder)[-1]
+        assert (use.terminal, use.status) == expected
+    assert session.terminal is None
+
+
+async def test_whose_signature_cannot_be_recorded_is_nobody(keyd: Keyd) -> None:
+    session = Session(9)
+    params = signature(keyd, session)
+    (slow,) = keyd.run((session, "terminal.authenticate_signature", params)).answers
+    assert isinstance(slow, Slow)
+    keyd.journal.close()
+    decided = await keyd.dispatch.run_slow(slow)
+    assert keyd.statuses(decided) == [UNAVAILABLE]
+    assert session.terminal is None
+
+
+def test_the_journal_is_told_why_in_the_frame_of_the_refusal(keyd: Keyd) -> None:
+    keyd.run(
+        (keyd.session, "terminal.challenge", ["NOBODY", bytes(16)]),
+        (keyd.session, "terminal.authenticate", [bytes(8)]),
+    )
+    events = [record for record in query(keyd.folder) if isinstance(record, EventRecord)]
+    assert [(event.name, event.fields["reason"]) for event in events[-1:]] == [
+        ("terminal.refused", "unknown")
+    ]
+    assert not keyd.services.terminals.take_notes(1e9)
 
 
 def test_a_key_is_named_in_one_place(keyd: Keyd) -> None:
@@ -230,6 +285,9 @@ def test_no_key_is_used_while_nothing_can_be_recorded(keyd: Keyd) -> None:
         def compute(self, tasks: Any) -> Any:
             computed.extend(tasks)
             return sam.compute(tasks)
+
+        def prove(self, tasks: Any) -> Any:
+            return sam.prove(tasks)
 
     keyd.services.sam = Watched()
     keyd.recorder.unavailable_because = "the disk is full"

@@ -66,7 +66,7 @@ def decode_checkpoint(signed: bytes, key: Sm2PublicKey) -> Head:
         read = msgspec.msgpack.decode(body, type=_Body)
     except SignatureNotAuthentic:
         raise CheckpointNotAuthentic("its signature is not one of this key") from None
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):  # bad UTF-8 is a ValueError of its own
         raise CheckpointNotAuthentic("it is signed, but is no checkpoint") from None
     if read.keyd_checkpoint != 1 or len(read.link) != LINK_BYTES:
         raise CheckpointNotAuthentic("it is signed, but is no checkpoint of version 1")
@@ -130,6 +130,7 @@ def load_public_key(text: str) -> Sm2PublicKey:
 
     Raises:
         ValueError: it is neither.
+        PointNotOnCurve: it is no point of the SM2 curve.
     """
     if re.fullmatch(r"\s*[0-9A-Fa-f]{130}\s*", text):
         return Sm2PublicKey.load(bytes.fromhex(text.strip()))

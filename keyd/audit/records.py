@@ -279,10 +279,11 @@ def decode_event(encoded: bytes) -> dict[str, Any]:
         fields = msgspec.msgpack.decode(encoded, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         raise NotAJournal("an event is not a MessagePack map") from None
-    if isinstance(fields.get("event"), str):
+    if isinstance(fields.get("event"), str) and "define" not in fields:
         return fields
     if (
-        fields.get("define") in KINDS
+        isinstance(fields.get("define"), str)
+        and fields["define"] in KINDS
         and type(fields.get("number")) is int
         and isinstance(fields.get("name"), str)
     ):

@@ -53,7 +53,7 @@ def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
             profile = _load_profile(folder, name)
             if profile.generation in profiles:
                 raise ValueError(f"generation {profile.generation} is there twice")  # noqa: TRY301
-        except (ValueError, OSError, msgspec.ValidationError) as error:
+        except (ValueError, OSError, RecursionError, csv.Error, msgspec.ValidationError) as error:
             raise BadParameter(f"{name}: {error}") from None
         profiles[profile.generation] = profile
     return profiles

@@ -18,7 +18,9 @@ from keyd.cli.common import (
     TerminalKeyOption,
     TerminalOption,
     open_client,
+    using,
 )
+from keyd.cli.encryption import Encryption, encryption
 from keyd.errors import BadParameter, MethodUnknown
 from keyd.protocol.commands import BATCH_SUFFIX, TABLE, Command
 from keyd.protocol.reference import flat_fields, params_from_words, plain_result, summary
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@using(encryption)
 def call(
+    line: Encryption,
     context: typer.Context,
     method: Annotated[
         str | None, typer.Argument(help="A method of the table, e.g. card.pin_unblock.")
@@ -58,13 +62,13 @@ def call(
         request = msgspec.convert(params, command.request, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise BadParameter(str(error)) from None
-    with open_client(connect, terminal, terminal_key_file, dev=dev) as client:
+    with open_client(connect, terminal, terminal_key_file, dev=dev, line=line) as client:
         result = plain_result(client.ask(request))
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
     else:
-        for line in _lines(result):
-            typer.echo(line)
+        for shown in _lines(result):
+            typer.echo(shown)
 
 
 def _command(method: str) -> Command:

@@ -18,17 +18,18 @@ import msgspec
 import typer
 
 from keyd.cli.files import open_officer_key
-from keyd.client import Backoff, Client, Enrolment, parse_address
+from keyd.client import Backoff, Client, Enrolment
 from keyd.client.officer import Identity, OfficerClient
 from keyd.config import ConfigError, Listen, require_private
 from keyd.custody.officers import OfficerCode
 from keyd.keys.block import Domain
 from keyd.keys.synthetic import synthetic_terminal_key
-from keyd.protocol.proof import TERMINAL_KEY_BYTES
+from keyd.registry.terminal import TerminalCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from keyd.cli.encryption import Encryption
     from keyd.crypto.sm2 import Sm2PrivateKey
     from keyd.protocol.fields import Request, Response
 
@@ -74,21 +75,30 @@ COLUMNS: Final = 100
 
 
 def open_client(
-    connect: str, terminal: str | None, terminal_key_file: Path | None, *, dev: bool
+    connect: str,
+    terminal: str | None,
+    terminal_key_file: Path | None,
+    *,
+    dev: bool,
+    line: Encryption,
 ) -> Client:
     """Return a client as the options say.
 
     Raises:
         ConfigError: an option is wrong or they contradict each other.
     """
+    enrolment = _enrolment(terminal, terminal_key_file, dev=dev)
     try:
-        parse_address(connect)
+        # A person waits: tell soon that nobody is there, rather than try for long.
+        return Client(
+            connect,
+            enrolment,
+            backoff=Backoff(attempts=1),
+            tls=line.context,
+            server_name=line.server_name,
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    # A person waits: tell soon that nobody is there, rather than try for long.
-    return Client(
-        connect, _enrolment(terminal, terminal_key_file, dev=dev), backoff=Backoff(attempts=1)
-    )
 
 
 def _enrolment(terminal: str | None, key_file: Path | None, *, dev: bool) -> Enrolment | None:
@@ -102,8 +112,8 @@ def _enrolment(terminal: str | None, key_file: Path | None, *, dev: bool) -> Enr
         raise ConfigError("--terminal and --terminal-key-file go together")
     require_private(key_file)
     text = key_file.read_text(encoding="ascii", errors="replace").strip()
-    if not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * TERMINAL_KEY_BYTES}}}", text):
-        raise ConfigError(f"{key_file} does not hold {2 * TERMINAL_KEY_BYTES} hex digits")
+    if not re.fullmatch(r"[0-9A-Fa-f]{32}", text):
+        raise ConfigError(f"{key_file} does not hold 32 hex digits")
     return Enrolment(terminal, bytes.fromhex(text))
 
 
@@ -264,6 +274,21 @@ def hex_bytes(text: str, length: int, what: str) -> bytes:
     if not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * length}}}", text):
         raise typer.BadParameter(f"{what} is {2 * length} hex digits, not {text[:64]!r}")
     return bytes.fromhex(text)
+
+
+def terminal_code(text: str) -> str:
+    """Read a terminal's code from the command line.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    try:
+        code: str = msgspec.convert(text, TerminalCode)
+    except msgspec.ValidationError:
+        raise typer.BadParameter(
+            f"{text[:64]!r} is no terminal's code: 1 to 32 of A-Z a-z 0-9 . _ -"
+        ) from None
+    return code
 
 
 def groups_of_4(text: str) -> str:

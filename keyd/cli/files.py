@@ -61,6 +61,27 @@ def write_new(path: Path, data: bytes, mode: int = PRIVATE) -> None:
         raise KeyFileUnusable(f"{path} cannot be written: {error.strerror}") from None
 
 
+def write_over(path: Path, data: bytes) -> None:
+    """Write a file that is nobody's secret, in the place of an earlier one, whole.
+
+    Raises:
+        KeyFileUnusable: it cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), PUBLIC)
+                os.fsync(file.fileno())
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise KeyFileUnusable(f"{path} cannot be written: {error.strerror}") from None
+
+
 def require_new(*paths: Path) -> None:
     """Refuse before anything is done what `write_new` would refuse when it is too late.
 

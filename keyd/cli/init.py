@@ -139,7 +139,7 @@ def first_officers(file: Path, now: int) -> list[Officer]:
     """
     try:
         read = msgspec.convert(tomllib.loads(read_small(file).decode()), _OfficersFile)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is no TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {error}") from None

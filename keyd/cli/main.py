@@ -9,7 +9,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from keyd import __version__
-from keyd.cli import audit, backup, component, key, officer, policy, propose, seal, store
+from keyd.cli import (
+    audit,
+    backup,
+    cert,
+    component,
+    key,
+    officer,
+    policy,
+    propose,
+    seal,
+    store,
+    terminal,
+)
 from keyd.cli import proposals as proposals_module
 from keyd.cli.call import call
 from keyd.cli.demo import demo
@@ -67,6 +79,10 @@ app.command(context_settings=_PASS_THROUGH, add_help_option=False)(call)
 app.command()(selftest)
 app.add_typer(audit.app, name="audit")
 app.add_typer(policy.policy, name="policy")
+
+# Who may ask.
+app.add_typer(terminal.app, name="terminal")
+app.add_typer(cert.app, name="cert")
 
 # Custody, in the order of a ceremony.
 app.add_typer(officer.app, name="officer")

@@ -18,6 +18,7 @@ from keyd.cli.keyboard import Hidden, show_once
 from keyd.crypto.shares import encode_share
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from keyd.crypto.algorithms import Algorithm
@@ -141,3 +142,42 @@ def hand_over(text: str, to: Path | None, whose: str) -> None:
         f"  {whose}: copy it by hand, compare, and press Enter. The screen is then cleared. ",
         "say --to FILE",
     )
+
+
+# Terminals' secrets ---------------------------------------------------------------------------------------
+
+# So many lines stay on one screen, with what stands around them.
+_SECRETS_ON_A_SCREEN: Final = 12
+
+
+def terminal_sheets(
+    what: str, officer: str, proposal: str, secrets: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the texts of as many sheets as it takes: what belongs to each terminal, by its code."""
+    items = list(secrets.items())
+    parts = range(0, len(items), _SECRETS_ON_A_SCREEN)
+    for number, at in enumerate(parts, start=1):
+        yield "\n".join(
+            (
+                _RULE,
+                f"  终端密信 · TERMINAL SHEET {number} / {len(parts)}                  keyd {what}",
+                _RULE,
+                f"  提案 proposal        {proposal}",
+                f"  领取人 officer       {officer}",
+                "",
+                *(
+                    f"  {code:32}  {_in_groups(secret)}"
+                    for code, secret in items[at : at + _SECRETS_ON_A_SCREEN]
+                ),
+                "",
+                "  仅交安装该终端的人员；录入终端后销毁。",
+                "  For whoever sets that terminal up, and for nobody else: destroy it afterwards.",
+                _RULE,
+                "",
+            )
+        )
+
+
+def _in_groups(secret: str) -> str:
+    # An enrolment code comes in groups already.
+    return secret if "-" in secret else groups_of_4(secret)

@@ -8,14 +8,19 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
 import typer
 
 from keyd.cards.profile_files import load_profiles
 from keyd.cli.common import JsonOption
+from keyd.cli.files import read_large
 from keyd.config import ConfigError, read_policy_file
 from keyd.crypto.algorithms import CardAlgorithm
+from keyd.errors import BadParameter
 from keyd.needs import catalogue
 from keyd.policy import NO_KEY, Policy, PolicyFile, explain
+from keyd.registry.listing import MAX_BYTES, read_csv
+from keyd.registry.terminal import RoleName, TerminalCode
 
 DEFAULT_FILE: Final = Path("/etc/keyd/policy.toml")
 
@@ -26,6 +31,16 @@ FileOption = Annotated[Path, typer.Option("--policy", metavar="FILE", help="The 
 ProfilesOption = Annotated[
     Path | None, typer.Option("--profiles", help="A folder of card profiles, as [cards] has it.")
 ]
+
+
+class _Listed(msgspec.Struct):
+    """What is read of a terminal in a JSON list; all else is not looked at."""
+
+    code: TerminalCode
+    roles: tuple[RoleName, ...]
+
+
+_decode_json: Final = msgspec.json.Decoder(list[_Listed]).decode
 
 policy = typer.Typer(help="Check a policy file, and ask it who may do what.", no_args_is_help=True)
 
@@ -50,6 +65,10 @@ def explain_command(
     roles: Annotated[
         list[str] | None, typer.Option("--role", help="A role of the terminal; more than once.")
     ] = None,
+    terminals: Annotated[
+        Path | None,
+        typer.Option("--terminals", metavar="FILE", help="Its roles from a list, CSV or JSON."),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="The card's: DES, SSF33 or SM4.")] = "SM4",
     region: Annotated[
         str, typer.Option(help="The card's six digits, where rules ask for it.")
@@ -61,7 +80,10 @@ def explain_command(
     profiles: ProfilesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say whether a terminal may do something, and which line decides; exit 1 if it may not."""
+    """Say whether a terminal may do something, and which line decides; exit 1 if it may not.
+
+    Its roles are those of --role, or what a list says of it that keyd terminal export wrote.
+    """
     decides = _read(file, profiles).policy
     method = method.removesuffix("_batch")
     if method not in decides.catalogue.methods:
@@ -73,7 +95,7 @@ def explain_command(
     place = _address(decides, method, address)
     explained = explain(
         decides,
-        frozenset(roles or ()),
+        frozenset(roles or ()) if terminals is None else _roles_in(terminals, terminal, roles),
         method,
         place,
         CardAlgorithm[algorithm] if place != NO_KEY else 0,
@@ -91,6 +113,25 @@ def explain_command(
 
 def _read(file: Path, profiles: Path | None) -> PolicyFile:
     return read_policy_file(file, catalogue(load_profiles(profiles)))
+
+
+def _roles_in(file: Path, code: str, roles: list[str] | None) -> frozenset[str]:
+    """Find a terminal's roles in a list.
+
+    Raises:
+        ConfigError: roles are said as well, the list cannot be read, or the terminal is not in it.
+    """
+    if roles:
+        raise ConfigError("say --role or --terminals, not both")
+    data = read_large(file, MAX_BYTES)
+    try:
+        listed = _decode_json(data) if file.suffix == ".json" else read_csv(data).specs
+    except (msgspec.MsgspecError, ValueError, BadParameter) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    found = [terminal for terminal in listed if terminal.code == code]
+    if len(found) != 1:
+        raise ConfigError(f"{file} has no good terminal {code}")
+    return frozenset(found[0].roles)
 
 
 def _address(decides: Policy, method: str, text: str) -> int:

@@ -19,7 +19,9 @@ from keyd.cli.common import (
     TerminalKeyOption,
     TerminalOption,
     open_client,
+    using,
 )
+from keyd.cli.encryption import Encryption, encryption
 from keyd.protocol.messages.daemon import AskStatus, DaemonState
 from keyd.protocol.reference import plain_result
 
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from keyd.protocol.messages.daemon import KeyReport
 
 
+@using(encryption)
 def status(
+    line: Encryption,
     connect: ConnectOption = DEFAULT_ADDRESS,
     terminal: TerminalOption = None,
     terminal_key_file: TerminalKeyOption = None,
@@ -40,7 +44,7 @@ def status(
 
     On the Unix socket, root and keyd's own user need no terminal.
     """
-    with open_client(connect, terminal, terminal_key_file, dev=dev) as client:
+    with open_client(connect, terminal, terminal_key_file, dev=dev, line=line) as client:
         state = client.ask(AskStatus())
     if as_json:
         typer.echo(json.dumps(plain_result(state), ensure_ascii=False))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from keyd.cli.common import groups_of_4
+from keyd.cli.common import COLUMNS, groups_of_4
 from keyd.crypto.sm2 import PointNotOnCurve, Sm2PublicKey
 from keyd.crypto.sm2.files import fingerprint
 from keyd.custody import actions as act
 from keyd.errors import RemoteProtocolError
 from keyd.keys.block import Export, Tier, Use
 from keyd.protocol.reference import plain_result
+from keyd.registry.terminal import TerminalSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from keyd.protocol.messages.custody import ProposalOutcome, ProposalReport, StoredKey
 
@@ -134,6 +136,40 @@ def describe(action: act.Action, headers: Headers | None = None) -> list[str]:
                 f"  custodians      {', '.join(action.custodians)}",
                 "  The old seal holds until every custodian has confirmed; then old shares open nothing.",
             ]
+        case act.EnrolTerminals():
+            new = "get answers at once 启用" if action.activate else "wait to be activated"
+            return [
+                f"Enrol {count(action.terminals)}, or give those that are there these particulars 登记:",
+                *(line for spec in action.terminals for line in terminal_lines(spec)),
+                f"  New ones {new}. One that is there already keeps its state.",
+            ]
+        case act.ActivateTerminals():
+            return [
+                f"Let {count(action.codes)} get answers, whether stopped or new 启用:",
+                *_wrapped("terminals", ", ".join(action.codes)),
+            ]
+        case act.GiveEnrolmentCodes():
+            return [
+                f"Make a one-time enrolment code for {count(action.codes)} 一次性登记码:",
+                *_wrapped("terminals", ", ".join(action.codes)),
+                f"  given to        {action.officer}, in one envelope",
+                f"  good for        {_days(action.days)}: whoever has a code gets that terminal's certificate",
+            ]
+        case act.GiveTerminalKeys():
+            return [
+                f"Give the {_keys(action.codes)} of {count(action.codes)} out 终端密钥:",
+                *_wrapped("terminals", ", ".join(action.codes)),
+                f"  given to        {action.officer}, in one envelope",
+                "  Whoever has a terminal's key can pass for it.",
+            ]
+        case act.MakeAuthority():
+            return [
+                "Make keyd's own CA, which issues terminals' certificates 签发机构:",
+                f"  name            {printable(action.common_name)}",
+                f"  kind            {action.kind}",
+                f"  good for        {action.years} year{'s' if action.years > 1 else ''}",
+                "  One that is there of this kind issues nothing any more.",
+            ]
         case _:
             return [
                 f"{_STEPS[type(action)]}:",
@@ -149,6 +185,66 @@ _STEPS: Final[dict[type, str]] = {
     act.Destroy: "Destroy a key 销毁",
     act.Restore: "Bring a destroyed key back; it is deactivated then 恢复",
 }
+
+
+# What has a glyph is shown as it is, and with it the space of Chinese typography; all else could deceive a reader.
+_IDEOGRAPHIC_SPACE: Final = "\u3000"
+
+
+def printable(text: str) -> str:
+    """Return a text without what moves the cursor or turns the direction of writing."""
+    return "".join(
+        each if each.isprintable() or each == _IDEOGRAPHIC_SPACE else "\N{REPLACEMENT CHARACTER}"
+        for each in text
+    )
+
+
+def terminal_lines(spec: TerminalSpec) -> Iterator[str]:
+    """Say everything that officers decide about a terminal; what is usual is not said."""
+    yield f"  {spec.code}  {printable(spec.organisation)}"
+    yield from _wrapped("", f"region {spec.region}, {spec.form}, for {', '.join(spec.roles)}")
+    yield from _wrapped("proves with", ", ".join(spec.proofs))
+    machine = (spec.vendor, spec.model, spec.serial, spec.driver_version)
+    if any(machine):
+        yield from _wrapped("machine", " / ".join(printable(part) or "-" for part in machine))
+    if spec.psam_number or spec.psam_serial:
+        number, serial = spec.psam_number.hex(), spec.psam_serial.hex().upper()
+        yield from _wrapped("PSAM", f"终端机编号 {number or '-'}, serial {serial or '-'}")
+    if (spec.generations, spec.interfaces) != (_USUAL["generations"], _USUAL["interfaces"]):
+        generations = ", ".join(f"{generation}.0" for generation in spec.generations)
+        interfaces = ", ".join(spec.interfaces)
+        yield from _wrapped("cards", f"{generations or 'none'}, {interfaces or 'no'} interface")
+    if spec.networks:
+        yield from _wrapped("from", ", ".join(spec.networks))
+    if spec.hours:
+        yield from _wrapped("hours", ", ".join(spec.hours))
+    if spec.valid_from or spec.valid_until:
+        yield from _wrapped("valid", f"{moment(spec.valid_from)} until {moment(spec.valid_until)}")
+    if spec.public_key:
+        yield from _wrapped("fingerprint", fingerprint_of(spec.public_key))
+
+
+_USUAL: Final = {field.name: field.default for field in msgspec.structs.fields(TerminalSpec)}
+
+
+def _wrapped(name: str, text: str) -> Iterator[str]:
+    """Yield one line, or as many as it takes, of at most 100 columns."""
+    for line in textwrap.wrap(text, COLUMNS - 18) or [""]:
+        yield f"  {name:15} {line}"
+        name = ""
+
+
+def count(items: Sequence[object], what: str = "terminal") -> str:
+    """Say how many there are."""
+    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"
+
+
+def _keys(items: Sequence[object]) -> str:
+    return "keys" if len(items) > 1 else "key"
+
+
+def _days(days: int) -> str:
+    return f"{days} day{'s' if days > 1 else ''}"
 
 
 def _end(action: object) -> Iterator[str]:
@@ -247,10 +343,17 @@ def plain_action(action: act.Action) -> dict[str, Any]:
     key = built.get("key")
     if isinstance(key, dict):
         built["key"] = key | {"addresses": [f"{address:04X}" for address in key["addresses"]]}
-    return {
-        name: plain_bytes(name, value) if isinstance(value, bytes) else value
-        for name, value in built.items()
-    }
+    return {name: _plain_value(name, value) for name, value in built.items()}
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if isinstance(value, bytes):
+        return plain_bytes(name, value)
+    if isinstance(value, dict):
+        return {inner: _plain_value(inner, each) for inner, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(name, each) for each in value]
+    return value
 
 
 def plain_proposal(report: ProposalReport) -> dict[str, Any]:
@@ -285,7 +388,19 @@ def one_line(report: ProposalReport, headers: Headers | None = None) -> str:
         return f"{_kind(action)} {action.code}"
     if isinstance(action, act.Rekey):
         return f"{_kind(action)} {action.threshold} of {len(action.custodians)}"
+    if isinstance(action, act.EnrolTerminals):
+        return f"{_kind(action)} {_first([spec.code for spec in action.terminals])}"
+    if isinstance(action, act.ActivateTerminals):
+        return f"{_kind(action)} {_first(action.codes)}"
+    if isinstance(action, act.GiveEnrolmentCodes | act.GiveTerminalKeys):
+        return f"{_kind(action)} {_first(action.codes)} to {action.officer}"
+    if isinstance(action, act.MakeAuthority):
+        return f"{_kind(action)} {action.kind} {printable(action.common_name)}"
     return f"{_kind(action)} {_named(action.key_id, known)}"
+
+
+def _first(codes: Sequence[str]) -> str:
+    return codes[0] if len(codes) == 1 else f"{codes[0]} and {len(codes) - 1} more"
 
 
 def _kind(action: act.Action) -> str:
@@ -338,6 +453,10 @@ def progress_lines(report: ProposalReport, action: act.Action) -> Iterator[str]:
         yield f"waiting for the confirmation of: {', '.join(report.waiting_for)}"
 
 
+# What a proposal gave to one officer alone.
+_ENVELOPES: Final = ("enrolment codes for ", "terminal keys for ")
+
+
 def result_lines(outcome: ProposalOutcome) -> Iterator[str]:
     """Say what carrying a proposal out has given."""
     for name, value in outcome.result.items():
@@ -347,5 +466,7 @@ def result_lines(outcome: ProposalOutcome) -> Iterator[str]:
             yield f"key id {value.hex()}"
         elif name == "kcv":
             yield f"check value {value.hex().upper()}"
+        elif name.startswith(_ENVELOPES):
+            yield f"{name}: an envelope of {len(value)} bytes; keyd terminal take opens it"
         elif name != "salt":
             yield f"{name}: {groups_of_4(value.hex().upper())}"

@@ -14,6 +14,9 @@
 puts many of one kind into one message. A refusal is raised as the class that keyd raised. Both flavours share
 `keyd.client.conversation`, which does no I/O.
 
+With `tls=TlsClientContext(…)` the line is encrypted, both ends have a certificate, and it never becomes plain; what
+is wrong with either end's is `LineRefused`.
+
 A line that cannot be had is tried again with growing pauses. A line that was open and has broken since, as
 an idle one does, is opened again, the terminal authenticated anew and the question asked once more: nothing
 that keyd answers changes anything in keyd, so asking again is safe. If that fails too, `ConnectionLost` is
@@ -25,9 +28,10 @@ from keyd.client.conversation import (
     MAX_PIPELINED,
     Backoff,
     ConnectionLost,
-    Enrolment,
     parse_address,
 )
+from keyd.client.enrolment import Enrolled, Enrolment, PsamEnrolment, SignatureEnrolment
+from keyd.client.line import LineRefused
 from keyd.client.on_trio import AsyncClient
 
 __all__ = [
@@ -36,6 +40,10 @@ __all__ = [
     "Backoff",
     "Client",
     "ConnectionLost",
+    "Enrolled",
     "Enrolment",
+    "LineRefused",
+    "PsamEnrolment",
+    "SignatureEnrolment",
     "parse_address",
 ]

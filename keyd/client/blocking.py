@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,15 +17,19 @@ from keyd.client.conversation import (
     batch_call,
     call,
     parse_address,
+    server_name_of,
 )
+from keyd.client.line import LineRefused, Lines
 from keyd.errors import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from keyd.client.conversation import Enrolment, Talk
+    from keyd.client.conversation import Talk
+    from keyd.client.enrolment import Enrolled
     from keyd.protocol.fields import Request, Response
+    from keyd.tls import TlsClientContext
 
 ResponseT = TypeVar("ResponseT", bound="Response")
 T = TypeVar("T")
@@ -33,19 +38,24 @@ T = TypeVar("T")
 class Client:
     """A synchronous client. It connects at the first request, and again when the line was lost.
 
-    `timeout` is in seconds, for connecting and for each answer. Not for several threads at once.
+    `timeout` is in seconds, for connecting and for each answer. Not for several threads at once. With `tls` the line is
+    encrypted, and keyd's certificate must be for `server_name`, or else for the address's host.
     """
 
     def __init__(
         self,
         address: str,
-        enrolment: Enrolment | None = None,
+        enrolment: Enrolled | None = None,
         *,
         timeout: float = 10.0,
         backoff: Backoff | None = None,
+        tls: TlsClientContext | None = None,
+        server_name: str | None = None,
     ) -> None:
         self._place = address
         self._address = parse_address(address)
+        # Without a context the line is plain; with one it never is.
+        self._lines = Lines(tls, server_name or server_name_of(self._address)) if tls else None
         self._enrolment = enrolment
         self._timeout = timeout
         self._backoff = backoff or Backoff()
@@ -83,6 +93,8 @@ class Client:
         while True:
             try:
                 self._open()
+            except LineRefused:
+                raise
             except ConnectionLost:
                 pause = next(pauses, None)
                 if pause is None:
@@ -94,8 +106,12 @@ class Client:
     def close(self) -> None:
         """Hang up."""
         if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+            sock, self._sock = self._sock, None
+            if self._lines is not None:
+                # It fits into the socket's buffer, or is not worth waiting for.
+                with contextlib.suppress(OSError):
+                    os.write(sock.fileno(), self._lines.end())
+            sock.close()
 
     def __enter__(self) -> Client:
         return self
@@ -121,6 +137,8 @@ class Client:
             ) from None
         self._sock = sock
         self._conversation = Conversation()
+        if self._lines is not None:
+            self._carry(self._lines.begin())
         if self._enrolment is not None:
             self._run(self._conversation.authenticate(self._enrolment))
 
@@ -134,6 +152,9 @@ class Client:
         return self._run(self._conversation.ask_all(calls))
 
     def _run(self, talk: Talk[T]) -> T:
+        return self._carry(talk if self._lines is None else self._lines.carry(talk))
+
+    def _carry(self, talk: Talk[T]) -> T:
         sock = self._sock
         if sock is None:
             raise ConnectionLost("not connected")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -17,15 +16,15 @@ from keyd.errors import (
     LocalProtocolError,
     Refusal,
     RemoteProtocolError,
-    TerminalNotAuthentic,
     TimedOut,
 )
 from keyd.protocol.commands import BATCH_SUFFIX, BY_REQUEST, MAX_BATCH
 from keyd.protocol.connection import ClientConnection, refusal_from_untrusted
-from keyd.protocol.messages.terminal import AuthenticateTerminal, RequestChallenge
-from keyd.protocol.proof import CHALLENGE_BYTES, keyd_proof, terminal_proof
+from keyd.protocol.messages.terminal import RequestChallenge
+from keyd.protocol.proof import CHALLENGE_BYTES, NO_BINDING
 
 if TYPE_CHECKING:
+    from keyd.client.enrolment import Enrolled
     from keyd.protocol.connection import Answer
     from keyd.protocol.fields import Request, Response
 
@@ -44,32 +43,6 @@ class ConnectionLost(Exception):  # noqa: N818 - says what happened
 
 # How a line ends that was good before: broken, or closed by keyd with its reason.
 LINE_ENDED: Final = (ConnectionLost, TimedOut, Draining)
-
-
-class Enrolment:
-    """What a terminal proves itself with: its code and its 16-byte terminal key."""
-
-    __slots__ = ("_key", "code")
-
-    def __init__(self, code: str, key: bytes) -> None:
-        self.code = code
-        self._key = key
-
-    def proof(self, ours: bytes, theirs: bytes) -> bytes:
-        """Return the terminal's proof over its own challenge and keyd's."""
-        return terminal_proof(self._key, self.code, ours, theirs)
-
-    def verify_keyd(self, ours: bytes, theirs: bytes, proof: bytes) -> None:
-        """Check keyd's proof.
-
-        Raises:
-            TerminalNotAuthentic: the other end is not the keyd that this terminal is enrolled with.
-        """
-        if not compare_digest(keyd_proof(self._key, self.code, ours, theirs), proof):
-            raise TerminalNotAuthentic("the other end did not prove that it is our keyd")
-
-    def __repr__(self) -> str:
-        return f"<Enrolment {self.code}>"
 
 
 class Backoff:
@@ -143,18 +116,17 @@ class Conversation:
             raise RemoteProtocolError("keyd answered something that was not asked")
         return answer.msgid
 
-    def authenticate(self, enrolment: Enrolment) -> Talk[None]:
-        """Prove the terminal, and have keyd prove itself."""
+    def authenticate(self, enrolment: Enrolled, binding: bytes = NO_BINDING) -> Talk[None]:
+        """Prove the terminal, and have keyd prove itself, on a line with this channel binding (32 bytes)."""
         ours = secrets.token_bytes(CHALLENGE_BYTES)
         (challenge,) = yield from self.ask_all([call(RequestChallenge(enrolment.code, ours))])
         if isinstance(challenge, Refusal):
             raise challenge
-        theirs = challenge.challenge
-        proof = enrolment.proof(ours, theirs)
-        (authentic,) = yield from self.ask_all([call(AuthenticateTerminal(proof))])
+        proof: Any = enrolment.prove(ours, challenge.challenge, binding)
+        (authentic,) = yield from self.ask_all([call(proof.request)])
         if isinstance(authentic, Refusal):
             raise authentic
-        enrolment.verify_keyd(ours, theirs, authentic.proof)
+        proof.verify_keyd(authentic)
 
 
 def call(request: Request[ResponseT]) -> tuple[str, Any, Callable[[Any], ResponseT]]:
@@ -198,6 +170,17 @@ def _read(result: Any, response: type[Response]) -> Any:
         return msgspec.convert(result, response, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise RemoteProtocolError(f"keyd's answer does not fit: {error}") from None
+
+
+def server_name_of(address: tuple[str, int] | str) -> str:
+    """Return the name that keyd's certificate has to have if nobody says another.
+
+    Raises:
+        ValueError: a Unix socket has no name.
+    """
+    if isinstance(address, str):
+        raise ValueError("a Unix socket is not encrypted, and its end has no name")  # noqa: TRY004 - it is about the address
+    return address[0]
 
 
 def parse_address(address: str) -> tuple[str, int] | str:

@@ -23,6 +23,7 @@ from keyd.protocol.messages.custody import (
     OfficerCommand,
     RequestOfficerChallenge,
 )
+from keyd.protocol.messages.registry import ListTerminals
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from keyd.crypto.sm2 import Sm2PrivateKey
     from keyd.protocol.fields import Request, Response
     from keyd.protocol.messages.custody import ProposalReport, StoredKey
+    from keyd.protocol.messages.registry import TerminalReport
 
 ResponseT = TypeVar("ResponseT", bound="Response")
 
@@ -69,6 +71,16 @@ def all_proposals(officer: Asks, *, closed: bool) -> list[ProposalReport]:
         page = officer.ask(ListProposals(closed, len(found)))
         found += page.proposals
         if not page.proposals or len(found) >= page.total:
+            return found
+
+
+def all_terminals(officer: Asks, *, search: str = "", state: str = "any") -> list[TerminalReport]:
+    """List terminals, page by page, by code."""
+    found: list[TerminalReport] = []
+    while True:
+        page = officer.ask(ListTerminals(len(found), search, state))
+        found += page.terminals
+        if not page.terminals or len(found) >= page.total:
             return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -16,33 +17,41 @@ from keyd.client.conversation import (
     batch_call,
     call,
     parse_address,
+    server_name_of,
 )
+from keyd.client.line import LineRefused, Lines
 from keyd.errors import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from keyd.client.conversation import Enrolment, Talk
+    from keyd.client.conversation import Talk
+    from keyd.client.enrolment import Enrolled
     from keyd.protocol.fields import Request, Response
+    from keyd.tls import TlsClientContext
 
 ResponseT = TypeVar("ResponseT", bound="Response")
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A trio client. Tasks may share it: each waits its turn. Otherwise like `Client`."""
+    """A trio client. Tasks may share it: each waits its turn. Otherwise like `Client`, `tls` included."""
 
     def __init__(
         self,
         address: str,
-        enrolment: Enrolment | None = None,
+        enrolment: Enrolled | None = None,
         *,
         timeout: float = 10.0,
         backoff: Backoff | None = None,
+        tls: TlsClientContext | None = None,
+        server_name: str | None = None,
     ) -> None:
         self._place = address
         self._address = parse_address(address)
+        # Without a context the line is plain; with one it never is.
+        self._lines = Lines(tls, server_name or server_name_of(self._address)) if tls else None
         self._enrolment = enrolment
         self._timeout = timeout
         self._backoff = backoff or Backoff()
@@ -82,7 +91,7 @@ class AsyncClient:
         """Hang up."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            await trio.aclose_forcefully(stream)
+            await self._hang_up(stream)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -102,6 +111,8 @@ class AsyncClient:
         while True:
             try:
                 await self._open()
+            except LineRefused:
+                raise
             except ConnectionLost:
                 pause = next(pauses, None)
                 if pause is None:
@@ -121,6 +132,8 @@ class AsyncClient:
             raise ConnectionLost(f"cannot connect to {self._place}: {error}") from None
         self._stream = stream
         self._conversation = Conversation()
+        if self._lines is not None:
+            await self._carry(self._lines.begin())
         if self._enrolment is not None:
             await self._run(self._conversation.authenticate(self._enrolment))
 
@@ -137,6 +150,9 @@ class AsyncClient:
             return await self._run(self._conversation.ask_all(calls))
 
     async def _run(self, talk: Talk[T]) -> T:
+        return await self._carry(talk if self._lines is None else self._lines.carry(talk))
+
+    async def _carry(self, talk: Talk[T]) -> T:
         stream = self._stream
         if stream is None:
             raise ConnectionLost("not connected")
@@ -161,4 +177,11 @@ class AsyncClient:
             # Answers that are still to come belong to a question that nobody asks any more.
             if not is_done:
                 self._stream = None
-                await trio.aclose_forcefully(stream)
+                await self._hang_up(stream)
+
+    async def _hang_up(self, stream: trio.SocketStream) -> None:
+        if self._lines is not None:
+            # It fits into the socket's buffer, or is not worth waiting for.
+            with contextlib.suppress(OSError):
+                os.write(stream.socket.fileno(), self._lines.end())
+        await trio.aclose_forcefully(stream)

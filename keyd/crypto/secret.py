@@ -1,7 +1,7 @@
 """A secret key and the few things that can be done with it.
 
 Its bytes are in locked memory (`keyd.crypto.native`), and block cipher keys are nowhere else. (SM2 private keys
-are `keyd.crypto.sm2`'s; terminal keys, which are HMAC keys, are `keyd.terminals`'.) A `SecretKey` encrypts,
+are `keyd.crypto.sm2`'s.) A `SecretKey` encrypts,
 decrypts, seals, makes a CBC-MAC, makes or wraps another `SecretKey` and shows its check value; it never prints,
 pickles or compares its bytes. They are drawn in locked memory (`generate`) or enter through `load`, `combine` or
 `unwrap_ecb`; they leave wrapped, as shares (`split`), under a transport key (`wrap_ecb`), or not at all.

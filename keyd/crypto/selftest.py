@@ -22,7 +22,7 @@ from keyd.crypto.sm2 import (
     Sm2PrivateKey,
     Sm2PublicKey,
 )
-from keyd.crypto.sm3 import hmac_sm3, sm3
+from keyd.crypto.sm3 import sm3
 from keyd.errors import SelftestFailed
 
 if TYPE_CHECKING:
@@ -75,10 +75,6 @@ _DES_CIPHERTEXT: Final = _hex("85E813540F0AB405")
 _SM3_ABC: Final = _hex("66C7F0F462EEEDD9D1F2D46BDC10E4E24167C4875CF2F7A2297DA02B8F4BA8E0")
 _SM3_ABCD_16: Final = _hex("DEBE9FF92275B8A138604889C18E5A4D6FDB70E5387E5765293DCBA39C0C5732")
 
-# GM/T 0042 §D.3
-_HMAC_KEY: Final = bytes(range(0x01, 0x26))
-_HMAC_MESSAGE: Final = b"\xcd" * 50
-_HMAC: Final = _hex("220BF579DED555393F0159F66C99877822A3ECF610D1552154B41D44B94DB3AE")
 
 # GB/T 32918.5 §A.2 (signature) and §C.2 (encryption), both with this key.
 _SM2_D: Final = _hex("3945208F7B2144B13F36E38AC6D39F95889393692860B51A42FB81EF4DF7C5B8")
@@ -234,10 +230,6 @@ def _sm3_against_gmssl() -> None:
     _require(sm3(_ALL_BYTES) == expected, "the two implementations disagree")
 
 
-def _hmac_sm3() -> None:
-    _require(hmac_sm3(_HMAC_KEY, _HMAC_MESSAGE) == _HMAC, "makes a wrong mac")
-
-
 def _sm2_verify() -> None:
     public = Sm2PublicKey.load(_SM2_POINT)
     public.verify(_SM2_MESSAGE, _SM2_SIGNATURE)
@@ -299,7 +291,6 @@ _TESTS: Final = (
     _KnownAnswer("Key shares", "pycryptodome", _shares),
     _KnownAnswer("SM3", "GB/T 32905 A.1, A.2", _sm3),
     _KnownAnswer("SM3 against gmssl", "gmssl", _sm3_against_gmssl),
-    _KnownAnswer("HMAC-SM3", "GM/T 0042 D.3", _hmac_sm3),
     _KnownAnswer("SM2 verify", "GB/T 32918.5 A.2", _sm2_verify),
     _KnownAnswer("SM2 sign", "the key of GB/T 32918.5 A.2", _sm2_sign),
     _KnownAnswer("SM2 decrypt", "GB/T 32918.5 C.2", _sm2_decrypt),

@@ -1,13 +1,11 @@
-"""SM3 (GB/T 32905) and HMAC-SM3 (GM/T 0042)."""
+"""SM3 (GB/T 32905)."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac as _hmac
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import hmac as _openssl_hmac
 
 DIGEST_BYTES: Final = 32
 
@@ -22,12 +20,3 @@ def sm3(message: bytes) -> bytes:
     digest = hashes.Hash(hashes.SM3())
     digest.update(message)
     return digest.finalize()
-
-
-def hmac_sm3(key: bytes, message: bytes) -> bytes:
-    """Return the 32-byte HMAC-SM3. The key may have any length."""
-    if _IN_HASHLIB:
-        return _hmac.digest(key, message, "sm3")
-    mac = _openssl_hmac.HMAC(key, hashes.SM3())
-    mac.update(message)
-    return mac.finalize()

@@ -228,7 +228,7 @@ class MakeAuthority(_Action, frozen=True, tag="make-authority"):
 
     kind: Annotated[str, Meta(pattern=r"\A(guomi|standard)\Z")]
     common_name: Annotated[str, Meta(min_length=1, max_length=64)]
-    years: Annotated[int, Meta(ge=1, le=30)] = 10
+    years: Annotated[int, Meta(ge=1, le=30)]
 
 
 Action = (

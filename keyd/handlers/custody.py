@@ -159,7 +159,7 @@ def _inner(command: bytes) -> Request[Any]:
     """Read what an officer has signed."""
     try:
         method, params = msgspec.msgpack.decode(command, type=tuple[str, list[Any]])
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadParameter("a command is the MessagePack of [method, params]") from None
     row = OFFICERS.get(method)
     if row is None:

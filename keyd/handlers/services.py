@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from keyd.terminals import Moment
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -38,5 +40,11 @@ class Services:
     is_sealed: bool = False
     # Whoever has custody of the keys; None where they are public synthetic ones.
     warden: Warden | None = None
+    # Signs with keyd's own key: r‖s of 64 bytes. None while it is sealed away.
+    sign: Callable[[bytes], bytes] | None = None
     # Counts since the start, kept by the telemetry and shown by daemon.status.
     counters: Callable[[], Mapping[str, int]] = field(default=dict)
+
+    def moment(self) -> Moment:
+        """Return this moment by both clocks."""
+        return Moment(self.clock(), int(self.now()))

@@ -18,7 +18,8 @@ class Deadlines:
     """The deadlines of a hub's peers. Each kind holds its peers in the order in which they will expire."""
 
     def __init__(self) -> None:
-        # Until the first question, the last byte of an answer, and the end of a closed line.
+        # Until the end of the handshake, the first question, the last byte of an answer, and the end of a closed line.
+        self.handshaking: OrderedDict[Peer, float] = OrderedDict()
         self.fresh: OrderedDict[Peer, float] = OrderedDict()
         self.stalled: OrderedDict[Peer, float] = OrderedDict()
         self.lingering: OrderedDict[Peer, float] = OrderedDict()
@@ -36,7 +37,7 @@ class Deadlines:
 
     def forget(self, peer: Peer, open_peers: int) -> None:
         """Drop the deadlines of a peer that is closed, so that few looks of closed ones are kept."""
-        for deadlines in (self.fresh, self.stalled, self.lingering):
+        for deadlines in (self.handshaking, self.fresh, self.stalled, self.lingering):
             deadlines.pop(peer, None)
         if len(self._looks) > 2 * open_peers + MAX_DEAD_LOOKS:
             self._looks = [entry for entry in self._looks if entry[2].is_open]

@@ -9,10 +9,15 @@ import contextlib
 import errno
 import os
 import select
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keyd.errors import Overloaded
-from keyd.hub.limits import ACCEPT_PAUSE_SECONDS, MAX_ACCEPTS_PER_TICK
+from keyd.hub.limits import (
+    ACCEPT_PAUSE_SECONDS,
+    MAX_ACCEPTS_PER_TICK,
+    MAX_TLS_ACCEPTS_PER_TICK,
+)
 from keyd.protocol.connection import refusal_bytes
 
 if TYPE_CHECKING:
@@ -21,6 +26,20 @@ if TYPE_CHECKING:
 
     from keyd.errors import Refusal
     from keyd.telemetry import Events, Meter
+    from keyd.tls import TlsServerContext
+
+
+@dataclass(eq=False, slots=True)
+class Entrance:
+    """A listening socket, and what comes in by it."""
+
+    listener: socket.socket
+    # Who comes in here may administer.
+    is_administration: bool = False
+    # Who comes in here can only ask for a certificate.
+    is_enrolment: bool = False
+    # Lines are encrypted, and made by this. A reload puts another one here.
+    context: TlsServerContext | None = None
 
 
 class Door:
@@ -32,59 +51,78 @@ class Door:
         meter: Meter,
         events: Events,
         clock: Callable[[], float],
-        let_in: Callable[[socket.socket, bool], None],
+        let_in: Callable[[socket.socket, Entrance], None],
+        has_room: Callable[[Entrance], bool],
     ) -> None:
         self._epoll = epoll
         self._meter = meter
         self._events = events
         self._clock = clock
         self._let_in = let_in
+        self._has_room = has_room
         # Kept so that, when file descriptors run out, there is one to accept and refuse with.
         self._reserve_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._listeners: dict[int, socket.socket] = {}
-        # Those of them that are the administration's.
-        self._administration: set[int] = set()
+        self._entrances: dict[int, Entrance] = {}
+        # Those at which newcomers wait for room.
+        self._full: set[int] = set()
         self._accept_again_at: float | None = None
 
-    def listen(
-        self, listeners: Sequence[socket.socket], administration: Sequence[socket.socket] = ()
-    ) -> None:
-        """Take over listening sockets, TCP or Unix; who comes by the administration's may administer."""
-        self._administration.update(listener.fileno() for listener in administration)
-        for listener in (*listeners, *administration):
-            listener.setblocking(False)
-            self._listeners[listener.fileno()] = listener
-            self._epoll.register(listener.fileno(), select.EPOLLIN)
+    @property
+    def entrances(self) -> list[Entrance]:
+        """What it listens at."""
+        return list(self._entrances.values())
+
+    def listen(self, entrances: Sequence[Entrance]) -> None:
+        """Take over listening sockets, TCP or Unix."""
+        for entrance in entrances:
+            fd = entrance.listener.fileno()
+            entrance.listener.setblocking(False)
+            self._entrances[fd] = entrance
+            self._epoll.register(fd, select.EPOLLIN)
 
     def shut(self) -> None:
         """Let nobody in any more."""
-        for fd, listener in self._listeners.items():
+        for fd, entrance in self._entrances.items():
             self._epoll.unregister(fd)
-            listener.close()
-        self._listeners.clear()
+            entrance.listener.close()
+        self._entrances.clear()
+        self._full.clear()
         self._accept_again_at = None
 
     def close(self) -> None:
         """Let go of everything; the epoll is closed by its owner."""
-        for listener in self._listeners.values():
-            listener.close()
+        for entrance in self._entrances.values():
+            entrance.listener.close()
         os.close(self._reserve_fd)
 
     def knock(self, fd: int) -> None:
         """Accept who is waiting at this listener, if the descriptor is one."""
-        listener = self._listeners.get(fd)
-        if listener is not None:
-            self._accept(listener)
+        entrance = self._entrances.get(fd)
+        if entrance is not None:
+            self._accept(entrance)
 
     def resume(self, now: float) -> None:
         """Accept again, if the pause is over."""
         if self._accept_again_at is not None and now >= self._accept_again_at:
             self._accept_again_at = None
-            for fd in self._listeners:
+            for fd in self._entrances:
                 self._epoll.modify(fd, select.EPOLLIN)
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(MAX_ACCEPTS_PER_TICK):
+    def room(self) -> None:
+        """Let those in who waited for room."""
+        full, self._full = self._full, set()
+        for fd in full:
+            self._epoll.modify(fd, select.EPOLLIN)
+
+    def _accept(self, entrance: Entrance) -> None:
+        listener = entrance.listener
+        is_plain = entrance.context is None
+        for _ in range(MAX_ACCEPTS_PER_TICK if is_plain else MAX_TLS_ACCEPTS_PER_TICK):
+            if not self._has_room(entrance):
+                # They wait where the kernel keeps them, and are not asked for again and again.
+                self._full.add(listener.fileno())
+                self._epoll.modify(listener.fileno(), 0)
+                return
             try:
                 sock, _address = listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -92,20 +130,21 @@ class Door:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._meter.accept_errors.inc()
-                    self._refuse_without_descriptor(listener)
+                    self._refuse_without_descriptor(entrance)
                     self._pause_accepting(error)
                     return
                 # The peer gave up between the handshake and accept (ECONNABORTED and its kin).
                 continue
-            self._let_in(sock, listener.fileno() in self._administration)
+            self._let_in(sock, entrance)
 
-    def _refuse_without_descriptor(self, listener: socket.socket) -> None:
+    def _refuse_without_descriptor(self, entrance: Entrance) -> None:
         # With the reserve given back, one waiting peer can be told instead of left hanging.
         os.close(self._reserve_fd)
         try:
-            sock, _address = listener.accept()
+            sock, _address = entrance.listener.accept()
             sock.setblocking(False)
-            tell(sock, Overloaded("keyd has no file descriptor left"))
+            if entrance.context is None:
+                tell(sock, Overloaded("keyd has no file descriptor left"))
             sock.close()
         except OSError:
             pass
@@ -116,7 +155,7 @@ class Door:
 
     def _pause_accepting(self, error: OSError) -> None:
         self._events.warning("accept_paused", reason=errno.errorcode.get(error.errno or 0, "?"))
-        for fd in self._listeners:
+        for fd in self._entrances:
             self._epoll.modify(fd, 0)
         self._accept_again_at = self._clock() + ACCEPT_PAUSE_SECONDS
 

@@ -111,7 +111,7 @@ class HeldAnswers:
         peer.held -= 1
         peer.held_bytes -= len(portion.answers)
         if peer.is_open:
-            peer.out += answers
+            peer.say(answers)
             peers[peer] = None
 
     def _observe(self, arrived: float, count: int) -> None:

@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -33,36 +34,42 @@ from keyd.errors import (
     TooManyInFlight,
 )
 from keyd.hub.deadlines import Deadlines, expired
-from keyd.hub.door import Door, tell
+from keyd.hub.door import Door, Entrance, tell
 from keyd.hub.held import HeldAnswers
 from keyd.hub.limits import (
     LINGER_SECONDS,
     MAX_ASKS_PER_CONNECTION,
     MAX_ASKS_PER_TICK,
+    MAX_CIPHERTEXT,
     MAX_EVENTS,
     MAX_NEW_ASKS_PER_TICK,
     MAX_OUTPUT,
     MAX_SLOW,
     MAX_SLOW_PER_CONNECTION,
+    MAX_STEPS_AT_ONCE,
     MAX_TICKS_IN_A_ROW,
     SPARE_FOR_OFFICERS,
     SWEEP_SECONDS,
+    TICKET_KEY_SECONDS,
     Limits,
 )
+from keyd.hub.lines import Lines, work_off
 from keyd.hub.peer import Peer
 from keyd.protocol.connection import MAX_CHUNK, refusal_bytes
 from keyd.pump import METHODS
 from keyd.terminals import Session
+from keyd.tls import TlsFault, TlsState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keyd.dispatch import Decided, Dispatch
+    from keyd.hub.lines import Step
     from keyd.protocol.connection import Ask
     from keyd.pump import Rest
     from keyd.pump._pump import Pump, SeenCards
     from keyd.telemetry import Events, Meter
-    from keyd.terminals import Terminals
+    from keyd.terminals import Moment, Terminals
 
 _HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
@@ -90,6 +97,7 @@ class Hub:
         limits: Limits,
         clock: Callable[[], float],
         make_pump: Callable[[int], Pump] | None = None,
+        unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self.limits = limits
         # Grows with every tick: the watchdog's proof that the hub lives.
@@ -98,10 +106,12 @@ class Hub:
         self._meter = meter
         self._events = events
         self._clock = clock
+        self._unix_clock = unix_clock
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
-        self._door = Door(self._epoll, meter, events, clock, self._open)
+        self._door = Door(self._epoll, meter, events, clock, self._open, self._has_room)
+        self._lines = Lines(meter, events, clock, self._now, dispatch.allows_line)
         self._peers: dict[int, Peer] = {}
         self._numbers = 0
         # Peers with whole requests still buffered, for the next tick.
@@ -109,10 +119,13 @@ class Hub:
         self._deadlines = Deadlines()
         self._held = HeldAnswers(meter, clock)
         self._slow = 0
+        self._tickets_until = clock() + TICKET_KEY_SECONDS
+        self._one_thread = trio.CapacityLimiter(1)
         self._is_draining = False
         self._drain_deadline = 0.0
         self._buffer = bytearray(MAX_CHUNK)
         self._view = memoryview(self._buffer)
+        self._ciphertext = self._view[:MAX_CIPHERTEXT]
         self._nursery: trio.Nursery | None = None
         # Without one, everything goes the long way: the same answers, later.
         self.pump = make_pump(self._epoll.fileno()) if make_pump else None
@@ -124,10 +137,15 @@ class Hub:
             self.pump.record(self._recorder.append, kinds, numbers.card_id_bytes)
 
     def listen(
-        self, listeners: Sequence[socket.socket], administration: Sequence[socket.socket] = ()
+        self,
+        listeners: Sequence[socket.socket],
+        administration: Sequence[socket.socket] = (),
+        encrypted: Sequence[Entrance] = (),
     ) -> None:
-        """Take over listening sockets, TCP or Unix; those of the administration apart."""
-        self._door.listen(listeners, administration)
+        """Take over listening sockets, TCP or Unix; those of the administration and of encrypted lines apart."""
+        plain = map(Entrance, listeners)
+        officers = (Entrance(listener, is_administration=True) for listener in administration)
+        self._door.listen([*plain, *officers, *encrypted])
 
     def wake(self) -> None:
         """Make the hub tick soon, though nothing arrived."""
@@ -142,14 +160,23 @@ class Hub:
         self._door.shut()
         self.wake()
 
-    def review(self, terminals: Terminals) -> None:
-        """Take connections away from terminals that are no longer enrolled as they were."""
-        for peer in self._peers.values():
-            terminals.review(peer.session)
-        self.readmit()
+    def review(self, terminals: Terminals, now: Moment) -> None:
+        """After the registry has changed: let every terminal have the rights that it has now, or its line be cut."""
+        for peer in list(self._peers.values()):
+            if not self._lines.is_allowed(peer):
+                self._close(peer, "not_allowed")
+                continue
+            terminals.review(peer.session, now)
+            if peer.session.must_close:
+                self._finish(peer, "not_authentic")
+            self._admit(peer)
+
+    def judge_again(self) -> None:
+        """Close, one after the other, the lines that the present contexts of their entrances would not let in."""
+        self._lines.judge_again()
 
     def readmit(self) -> None:
-        """Let the pump have every connection anew: another policy may be in force, or other roles."""
+        """Let the pump have every connection anew: another policy is in force."""
         for peer in self._peers.values():
             if self.pump is not None and peer.is_admitted:
                 self._keep_from_pump(self.pump, peer)
@@ -166,6 +193,7 @@ class Hub:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._sweep_forever)
+                nursery.start_soon(self._shake_hands_forever)
                 if self._recorder is not None:
                     nursery.start_soon(
                         self._recorder.run, self.wake, self._release, self._take_back
@@ -280,6 +308,9 @@ class Hub:
     def _peer_event(self, peer: Peer, mask: int, now: float, work: _Work) -> None:
         if mask & select.EPOLLOUT:
             self._flush(peer)
+        if peer.is_half_open:
+            self._half_open_event(peer, mask)
+            return
         if not mask & (select.EPOLLIN | _HANGUP) or not peer.is_open:
             return
         if peer.is_at_eof or ((peer.out or peer.is_full) and mask & _HANGUP):
@@ -292,12 +323,114 @@ class Hub:
             self._read(peer, now)
             self._take_asks(peer, work)
 
+    # Handshakes ---------------------------------------------------------------------------------------
+
+    def _half_open_event(self, peer: Peer, mask: int) -> None:
+        if mask & _HANGUP:
+            self._close(peer, "reset")
+        elif mask & select.EPOLLIN and peer.is_open and not peer.is_in_turn:
+            # It is read when its turn comes; until then, what it sends stays in the kernel.
+            self._lines.line_up(peer)
+            self._register(peer)
+
+    async def _shake_hands_forever(self) -> None:
+        """Take steps of handshakes on another thread: OpenSSL lets go of the interpreter meanwhile."""
+        lines = self._lines
+        while True:
+            await lines.wanted.wait()
+            steps = self._read_steps()
+            judgements = lines.next_judgements()
+            if not steps and not judgements:
+                lines.wanted = trio.Event()
+                continue
+            await trio.to_thread.run_sync(
+                work_off, steps, judgements, limiter=self._one_thread, abandon_on_cancel=True
+            )
+            for step in steps:
+                self._end_step(step)
+            for judgement in judgements:
+                if judgement.error is not None:
+                    self._fail(judgement.peer, judgement.error)
+            self._door.room()
+            if self._backlog or self._is_draining:
+                self.wake()
+
+    def _read_steps(self) -> list[Step]:
+        """Read from those whose turn it is."""
+        steps: list[Step] = []
+        while len(steps) < MAX_STEPS_AT_ONCE:
+            peer = self._lines.handshakes.next()
+            if peer is None:
+                break
+            try:
+                data = peer.sock.recv(MAX_CIPHERTEXT)
+            except (BlockingIOError, InterruptedError):
+                self._rest(peer)
+            except OSError:
+                self._close(peer, "reset")
+            else:
+                steps.append(self._lines.step(peer, data))
+        return steps
+
+    def _rest(self, peer: Peer) -> None:
+        self._lines.handshakes.rest(peer)
+        self._register(peer)
+
+    def _end_step(self, step: Step) -> None:
+        """Go on with a line after its step: with its handshake, with its first question, or with its end."""
+        peer, tls = step.peer, step.tls
+        if not peer.is_open:
+            return
+        try:
+            if step.error is None and not tls.is_handshaking:
+                self._lines.open(peer)
+        except TlsFault as fault:
+            step.error = fault
+        if step.error is not None:
+            self._fail(peer, step.error)
+            return
+        peer.out += tls.data_to_send()
+        if tls.is_handshaking:
+            peer.is_answered = peer.is_answered or bool(peer.out)
+            self._lines.handshakes.rest(peer)
+        else:
+            self._begin_conversation(peer, step.plaintext)
+            surplus = self._lines.surplus()
+            if surplus is not None:
+                self._break_off(surplus, Overloaded("others want to enrol as well"), "surplus")
+        self._flush(peer)
+
+    def _begin_conversation(self, peer: Peer, plaintext: bytes) -> None:
+        """Expect questions of a line that is open; some may have come with the end of its handshake."""
+        now = peer.arrived = self._clock()
+        del self._deadlines.handshaking[peer]
+        self._deadlines.fresh[peer] = now + self.limits.first_message_seconds
+        try:
+            peer.connection.receive_data_untrusted(plaintext)
+        except RemoteProtocolError as error:
+            self._break_off(peer, Malformed(str(error)), "malformed")
+            return
+        peer.is_at_eof = peer.tls is not None and peer.tls.state is TlsState.PEER_CLOSED
+        peer.has_more = bool(plaintext) or peer.is_at_eof
+
+    def _fail(self, peer: Peer, error: Exception) -> None:
+        if not peer.is_open:
+            return
+        if isinstance(error, TlsFault):
+            self._give_up(peer, error)
+        else:
+            self._events.bug("line_failed", error, connection=peer.session.number)
+            self._close(peer, "internal")
+
+    def _now(self) -> int:
+        return int(self._unix_clock())
+
     # Reading ------------------------------------------------------------------------------------------
 
     def _read(self, peer: Peer, now: float) -> bool:
         """Read once. Return whether anything came, or the end did."""
         try:
-            count = peer.sock.recv_into(self._buffer)
+            count = peer.sock.recv_into(self._buffer if peer.tls is None else self._ciphertext)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -308,12 +441,16 @@ class Hub:
             if count == 0:
                 self._close(peer, peer.close_reason or "closed")
             return False
-        if count == 0:
-            peer.is_at_eof = True
-            return True
-        peer.arrived = now
         try:
-            peer.connection.receive_data_untrusted(self._view[:count])
+            if count == 0:
+                self._lines.end(peer)
+                peer.is_at_eof = True
+                return True
+            peer.arrived = now
+            peer.connection.receive_data_untrusted(self._lines.decrypt(peer, self._view[:count]))
+        except TlsFault as fault:
+            self._give_up(peer, fault)
+            return False
         except RemoteProtocolError as error:
             self._break_off(peer, Malformed(str(error)), "malformed")
         # What comes next belongs behind this: the pump must not read it before Python is done.
@@ -373,7 +510,7 @@ class Hub:
                     wait = 0 if place in free else position
                     held += self._say(peer, answer, wait, 1, peer.arrived)
                 else:
-                    peer.out += answer
+                    peer.say(answer)
             at += count
             if peer.session.must_close:
                 peer.close_reason = "not_authentic"
@@ -392,7 +529,7 @@ class Hub:
         if peer.held or position > durable:
             self._held.hold(peer, answers, position, count, arrived)
             return True
-        peer.out += answers
+        peer.say(answers)
         return False
 
     def _release(self) -> None:
@@ -440,6 +577,8 @@ class Hub:
             self._slow -= 1
         if peer.is_open:
             self._say_decided(peer, decided)
+            if peer.session.must_close:
+                peer.close_reason = peer.close_reason or "not_authentic"
             self._flush(peer)
 
     def _say_decided(self, peer: Peer, decided: Decided) -> None:
@@ -452,6 +591,8 @@ class Hub:
     def _flush(self, peer: Peer) -> None:
         if not peer.is_open or peer.is_lingering:
             return
+        if peer.said:
+            peer.encrypt()
         out = peer.out
         if out:
             try:
@@ -476,7 +617,10 @@ class Hub:
             if not peer.is_full:
                 self._backlog[peer.fd] = peer
         elif peer.close_reason is not None and not peer.in_flight and not peer.held:
-            self._linger(peer)
+            if self._lines.say_goodbye(peer):
+                self._flush(peer)
+            else:
+                self._linger(peer)
             return
         self._register(peer)
 
@@ -484,9 +628,15 @@ class Hub:
         """Let the pump read a connection of which Python holds nothing, and no other."""
         if self.pump is None:
             return
+        terminal = peer.session.terminal
+        if peer.is_admitted and terminal is not peer.pumped_as:
+            # Somebody else by now, or the same with other rights: the pump has to be told anew.
+            self._keep_from_pump(self.pump, peer)
         wanted = (
             peer.is_open
-            and peer.session.terminal is not None
+            # It reads the socket itself.
+            and peer.tls is None
+            and terminal is not None
             and (self._recorder is None or self._recorder.unavailable_because is None)
             and peer.is_registered_for == select.EPOLLIN
             and peer.close_reason is None
@@ -508,7 +658,7 @@ class Hub:
             number = self._recorder.numbers.terminal(session)
         gate = self._dispatch.gate
         if gate is not None and terminal is not None:
-            allowance = gate.allowance(terminal.asker, self._monotonic_ns())
+            allowance = gate.allowance(terminal.asker, self._clock())
             if not allowance:
                 return  # the long way refuses
             roles, region = gate.role_set(terminal), gate.region(terminal)
@@ -522,17 +672,14 @@ class Hub:
         answered = peer.allowance - pump.dismiss(peer.fd)
         gate, terminal = self._dispatch.gate, peer.pumped_as
         if gate is not None and terminal is not None:
-            gate.charge(terminal.asker, self._monotonic_ns(), answered)
+            gate.charge(terminal.asker, self._clock(), answered)
         peer.is_admitted = False
         peer.pumped_as = None
-
-    def _monotonic_ns(self) -> int:
-        return int(self._clock() * 1e9)
 
     def _register(self, peer: Peer) -> None:
         if peer.out:
             wanted = select.EPOLLOUT
-        elif peer.is_at_eof or peer.is_full:
+        elif peer.is_at_eof or peer.is_full or peer.is_in_turn:
             wanted = 0
         else:
             wanted = select.EPOLLIN
@@ -550,12 +697,34 @@ class Hub:
         else:
             self._door.knock(fd)
 
-    def _open(self, sock: socket.socket, is_administration: bool = False) -> None:
-        sock.setblocking(False)
+    def _has_room(self, entrance: Entrance) -> bool:
+        """Whether one more may come in, now or in place of another."""
+        return (
+            entrance.context is None
+            or len(self._lines.handshakes) < self.limits.handshakes
+            or self._lines.handshakes.whom_to_drop() is not None
+        )
+
+    def _make_room(self, entrance: Entrance) -> bool:
+        """Drop a half-open line for a newcomer if one has to be. Return whether there is room then."""
+        handshakes = self._lines.handshakes
         # Officers come in though terminals take all the room there is: there is spare for a few.
-        room = SPARE_FOR_OFFICERS if is_administration else 0
-        if len(self._peers) >= self.limits.connections + room:
-            tell(sock, Overloaded("keyd has as many connections as it may"))
+        spare = SPARE_FOR_OFFICERS if entrance.is_administration else 0
+        is_full = len(self._peers) >= self.limits.connections + spare
+        has_too_many = entrance.context is not None and len(handshakes) >= self.limits.handshakes
+        if is_full or has_too_many:
+            dropped = handshakes.whom_to_drop()
+            if dropped is None:
+                return False
+            self._lines.count_failure(dropped, "dropped")
+            self._close(dropped, "handshake_dropped")
+        return True
+
+    def _open(self, sock: socket.socket, entrance: Entrance) -> None:
+        sock.setblocking(False)
+        if not self._make_room(entrance):
+            if entrance.context is None:
+                tell(sock, Overloaded("keyd has as many connections as it may"))
             sock.close()
             self._meter.connections_refused.inc()
             self._events.peer("connection_refused", reason="limit")
@@ -567,15 +736,20 @@ class Hub:
         session = Session(
             self._numbers,
             is_operator=is_unix and _is_operator(sock),
-            is_administration=is_administration,
+            is_administration=entrance.is_administration,
+            is_enrolment=entrance.is_enrolment,
             source=_source(sock, is_unix),
         )
         peer = Peer(sock, session)
-        peer.arrived = self._clock()
+        peer.opened_at = peer.arrived = self._clock()
         peer.is_registered_for = select.EPOLLIN
         self._peers[peer.fd] = peer
         self._epoll.register(peer.fd, select.EPOLLIN)
-        self._deadlines.fresh[peer] = peer.arrived + self.limits.first_message_seconds
+        if entrance.context is None:
+            self._deadlines.fresh[peer] = peer.arrived + self.limits.first_message_seconds
+        else:
+            self._lines.begin(peer, entrance, entrance.context)
+            self._deadlines.handshaking[peer] = peer.arrived + self.limits.handshake_seconds
         self._meter.opened()
         self._events.peer("connection_opened", connection=session.number, source=session.source)
 
@@ -586,6 +760,20 @@ class Hub:
             peer.has_more = False
             self._say(peer, refusal_bytes(None, refusal))
             self._flush(peer)
+
+    def _give_up(self, peer: Peer, fault: TlsFault) -> None:
+        """End a line whose TLS is not good: an alert if there is one, and not a word of the protocol."""
+        self._lines.give_up(peer, fault)
+        peer.close_reason = "tls_fault"
+        peer.has_more = False
+        if peer.out:
+            with contextlib.suppress(OSError):
+                del peer.out[: peer.sock.send(peer.out)]
+        # A line that was never open is not lingered for: whoever can connect could fill keyd with such.
+        if peer.is_half_open or peer.is_at_eof or peer.out:
+            self._close(peer, "tls_fault")
+        else:
+            self._linger(peer)
 
     def _finish(self, peer: Peer, reason: str) -> None:
         """Close once everything has left."""
@@ -613,11 +801,13 @@ class Hub:
         peer.is_open = False
         self._admit(peer)
         del self._peers[peer.fd]
+        self._lines.forget(peer)
         self._deadlines.forget(peer, len(self._peers))
         self._backlog.pop(peer.fd, None)
         self._epoll.unregister(peer.fd)
         peer.sock.close()
         peer.out.clear()
+        peer.said.clear()
         self._meter.closed(reason)
         terminal = peer.session.terminal
         self._events.peer(
@@ -626,7 +816,7 @@ class Hub:
             reason=reason,
             terminal=terminal.code if terminal else None,
         )
-        peer.session.leave()
+        peer.session.end()
 
     def _close_all(self) -> None:
         self._events.say_left_out()
@@ -647,14 +837,30 @@ class Hub:
         now = self._clock()
         self._events.say_left_out()
         self._door.resume(now)
+        self._door.room()
+        for peer in expired(self._deadlines.handshaking, now):
+            self._lines.count_failure(peer, "timeout")
+            self._close(peer, "handshake_timeout")
+        for peer in self._lines.expired():
+            self._finish(peer, "certificate_expired")
         for peer in expired(self._deadlines.fresh, now):
             self._break_off(peer, TimedOut("no message came"), "no_first_message")
         for peer in self._deadlines.due_looks(now):
             self._look(peer, now)
+        for peer in self._peers.values():
+            # Dispatch sees for itself; the pump has no clock for this, so it is a sweep late at most.
+            if now >= peer.session.until:
+                peer.session.expire(now)
+                self._admit(peer)
         for peer in expired(self._deadlines.stalled, now):
             self._close(peer, "slow_reader")
         for peer in expired(self._deadlines.lingering, now):
             self._close(peer, peer.close_reason or "closed")
+        if now >= self._tickets_until:
+            self._tickets_until = now + TICKET_KEY_SECONDS
+            for entrance in self._door.entrances:
+                if entrance.context is not None:
+                    entrance.context.rotate_ticket_keys()
         if self._is_draining:
             self.wake()
 
@@ -678,6 +884,8 @@ class Hub:
             if is_overdue:
                 self._break_off(peer, Draining(), "drain_overdue")
                 self._close(peer, "drain_overdue")
+            elif peer.is_half_open:
+                self._close(peer, "drained")
             elif peer.is_lingering or peer.has_more or peer.in_flight or peer.out or peer.held:
                 continue  # not quiet yet
             elif self._read(peer, now):

@@ -23,6 +23,24 @@ MAX_EVENTS: Final = 1024
 # Connections accepted in one tick, so that a storm of them does not stop answering.
 MAX_ACCEPTS_PER_TICK: Final = 64
 
+# As long as a line is half open, it is cheap to make and dear to keep: fewer at once, each in place of another.
+MAX_TLS_ACCEPTS_PER_TICK: Final = 16
+
+# Handshake steps that are taken together outside the tick, some 1.5 ms each.
+MAX_STEPS_AT_ONCE: Final = 4
+
+# Open lines whose certificates are judged again together, some 1 ms each.
+MAX_JUDGED_AT_ONCE: Final = 8
+
+# Open lines for enrolment. No certificate is needed for one, so they must not fill keyd; a machine is done in a second.
+MAX_ENROLLING: Final = 32
+
+# Read at once from an encrypted line. With a record that was not whole before, it is still at most MAX_CHUNK.
+MAX_CIPHERTEXT: Final = 47 * 1024
+
+# How long the key of tickets is used: whoever has it, and has seen a ticket used, could resume in its owner's place.
+TICKET_KEY_SECONDS: Final = 3600.0
+
 # Connections of officers beyond the limit, so that no crowd at the counter keeps them out.
 SPARE_FOR_OFFICERS: Final = 16
 
@@ -63,3 +81,5 @@ class Limits:
     idle_seconds: float = 300.0
     write_seconds: float = 10.0
     drain_seconds: float = 10.0
+    handshakes: int = 256
+    handshake_seconds: float = 5.0

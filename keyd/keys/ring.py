@@ -27,15 +27,17 @@ from keyd.errors import (
     KeyVersionRefused,
     Refusal,
 )
-from keyd.keys.block import KeyState, Mode
-from keyd.keys.hierarchy import Region, RootKey, city_key, root_key
+from keyd.keys.block import KeyState, Mode, Use
+from keyd.keys.hierarchy import Region, RootKey, TerminalMasterKey, city_key, root_key
 from keyd.keys.sam import (
     CardKeyRef,
     CryptogramTask,
     MacTask,
+    ProofTask,
     ProtectTask,
     SamTask,
     TacTask,
+    TerminalKeyRef,
     purpose_of,
 )
 
@@ -64,10 +66,10 @@ _Place = tuple[int, CardAlgorithm]
 
 
 class LoadedKey(Struct, frozen=True):
-    """A root in the ring and the header that came with it."""
+    """A root in the ring, of cards or of terminals, and the header that came with it."""
 
     header: KeyHeader
-    root: RootKey
+    root: RootKey | TerminalMasterKey
 
 
 class Quota(Protocol):
@@ -122,7 +124,9 @@ class KeyRing:
             if header.key_id in key_ids:
                 raise ValueError(f"two keys have the id of {header.label}")
             key_ids.add(header.key_id)
-            loaded = LoadedKey(header, root_key(key, header.levels))
+            is_of_terminals = header.use is Use.TERMINAL
+            root = TerminalMasterKey(key) if is_of_terminals else root_key(key, header.levels)
+            loaded = LoadedKey(header, root)
             for address in set(header.addresses):
                 versions = roots.setdefault((address, _CARD_ALGORITHM[header.algorithm]), {})
                 _require_room(versions, header, address)
@@ -177,6 +181,20 @@ class KeyRing:
             return self._compute_counted(tasks)
         return self._kernel.compute(tasks, self._open_city)
 
+    def prove(self, tasks: Sequence[ProofTask]) -> list[bytes | Refusal]:
+        """Make proofs between terminals and keyd; see `keyd.keys.sam.Sam`.
+
+        Terminals' keys are not kept: a proof costs the same whether its terminal was here before, or is one at all.
+        """
+        self.look_at_clock()
+        results: list[bytes | Refusal] = []
+        for task in tasks:
+            try:
+                results.append(self._prove(task))
+            except Refusal as refusal:
+                results.append(refusal)
+        return results
+
     def maybe_city(
         self, address: int, algorithm: CardAlgorithm, region: Region, purpose: int
     ) -> KeyHandle | None:
@@ -213,7 +231,19 @@ class KeyRing:
         return ends | {header.valid_from for header in headers}
 
     def _open_city(self, ref: CardKeyRef) -> KeyHandle:
-        return city_key(self._resolve(ref).root, ref.region).handle
+        loaded = self._resolve(ref)
+        if isinstance(loaded.root, TerminalMasterKey):
+            raise KeyUsageRefused(f"{loaded.header.label} is above terminals and no card's root")
+        return city_key(loaded.root, ref.region).handle
+
+    def _prove(self, task: ProofTask) -> bytes:
+        ref = task.key
+        if ref.address in self._counted:
+            self._count(ref)
+        loaded = self._resolve(ref)
+        if not isinstance(loaded.root, TerminalMasterKey):
+            raise KeyUsageRefused(f"{loaded.header.label} is a card's root and above no terminal")
+        return loaded.root.diversify(ref.factor).diversify(ref.side).proof(task.challenge, task.own)
 
     def _compute_counted(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
         """Compute a batch of which some tasks may use keys with a ceiling: those count first, in their order.
@@ -232,7 +262,7 @@ class KeyRing:
         results = iter(self._kernel.compute(left, self._open_city))
         return [refused[i] if i in refused else next(results) for i in range(len(tasks))]
 
-    def _count(self, ref: CardKeyRef) -> None:
+    def _count(self, ref: CardKeyRef | TerminalKeyRef) -> None:
         header = self._resolve(ref).header
         if not header.ceiling:
             return  # it is another key at this address that has one
@@ -240,7 +270,7 @@ class KeyRing:
         if quota is None or not quota.take():
             raise KeyExhausted(f"{header.label} has been used as often as it may be")
 
-    def _resolve(self, ref: CardKeyRef) -> LoadedKey:
+    def _resolve(self, ref: CardKeyRef | TerminalKeyRef) -> LoadedKey:
         if ref.algorithm is CardAlgorithm.SSF33:
             raise AlgorithmNotSupported("SSF33 is not published; it needs hardware that offers it")
         versions = self._roots.get((ref.address, ref.algorithm))

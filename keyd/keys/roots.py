@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
+from keyd.crypto.sm2 import Sm2PrivateKey
 from keyd.crypto.sm3 import sm3
 from keyd.keys.block import (
     BLOCK_FORMAT,
@@ -16,8 +20,16 @@ from keyd.keys.block import (
     KeyState,
     Mode,
     Tier,
+    Use,
 )
-from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root
+from keyd.keys.hierarchy import TERMINAL_LEVELS, TERMINAL_MASTER_ADDRESS
+from keyd.keys.synthetic import (
+    SYNTHETIC_LEVELS,
+    synthetic_identity,
+    synthetic_root,
+    synthetic_terminal_master,
+    synthetic_terminal_scalar,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,6 +49,24 @@ def synthetic(places: Iterable[KeyPlace]) -> list[tuple[KeyHeader, SecretKey]]:
         )
         for place in places
     ]
+
+
+def synthetic_terminals_master() -> tuple[KeyHeader, SecretKey]:
+    """Make the public synthetic terminal master key of `keyd.keys.synthetic`, a key of LOCAL."""
+    place = KeyPlace(TERMINAL_MASTER_ADDRESS, "TMK", 1, Algorithm.SM4, Use.TERMINAL)
+    key_id = sm3(b"terminal master key")[:KEY_ID_BYTES]
+    header, key = _made(place, TERMINAL_LEVELS, synthetic_terminal_master(), key_id, "synthetic")
+    return msgspec.structs.replace(header, domain=Domain.LOCAL), key
+
+
+def synthetic_identity_key() -> Sm2PrivateKey:
+    """Make the public synthetic key with which a development keyd signs."""
+    return Sm2PrivateKey.load(synthetic_identity())
+
+
+def synthetic_signer(code: str) -> Sm2PrivateKey:
+    """Make the public synthetic key with which a development terminal signs."""
+    return Sm2PrivateKey.load(synthetic_terminal_scalar(code))
 
 
 def active_root(

@@ -8,18 +8,19 @@ every service of a tick side by side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
+from keyd.crypto.algorithms import CardAlgorithm
 from keyd.keys.block import Use
+from keyd.keys.hierarchy import TERMINAL_MASTER_ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from keyd.crypto.algorithms import CardAlgorithm
     from keyd.errors import Refusal
-    from keyd.keys.hierarchy import Region
+    from keyd.keys.hierarchy import Region, Side
 
 T = TypeVar("T")
 
@@ -102,11 +103,47 @@ class TacTask(_Task, frozen=True, gc=False):
 SamTask = CryptogramTask | ProtectTask | MacTask | TacTask
 
 
+class TerminalKeyRef(Struct, frozen=True, gc=False):
+    """A terminal's key: which (the diversifier, 8 bytes), whose side of it, and for what.
+
+    It names no address: there is one terminal master key, and no way to a card's key from here.
+    """
+
+    address: ClassVar[int] = TERMINAL_MASTER_ADDRESS
+    algorithm: ClassVar[CardAlgorithm] = CardAlgorithm.SM4
+
+    factor: bytes
+    side: Side
+    is_verifying: bool
+
+    @property
+    def purpose(self) -> int:
+        """What it is wanted for, as `purpose` writes it."""
+        return purpose(Use.TERMINAL, is_verifying=self.is_verifying)
+
+    def __repr__(self) -> str:
+        return f"<TerminalKeyRef {self.side.name}>"
+
+
+class ProofTask(Struct, frozen=True, gc=False):
+    """Make the proof of one side over the other side's challenge and its own, 16 bytes each: 8 bytes."""
+
+    key: TerminalKeyRef
+    challenge: bytes
+    own: bytes
+
+    def __repr__(self) -> str:
+        return f"<ProofTask {self.key!r}>"
+
+
 class Sam(Protocol):
-    """Something that holds card keys and computes with them."""
+    """Something that holds card keys and computes with them; and the terminal master key."""
 
     def compute(self, tasks: Sequence[SamTask]) -> list[bytes | Refusal]:
         """Compute a batch. Each result stands where its task stood; one refusal spoils no other."""
+
+    def prove(self, tasks: Sequence[ProofTask]) -> list[bytes | Refusal]:
+        """Make proofs between terminals and keyd. Each result stands where its task stood."""
 
 
 if TYPE_CHECKING:

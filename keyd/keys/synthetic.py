@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from keyd.crypto.algorithms import KEY_BYTES, Algorithm
+from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm3 import sm3
 
 _LABEL: Final = b"keyd synthetic root: public, never for a real card"
@@ -23,9 +24,43 @@ def synthetic_root(address: int, algorithm: Algorithm) -> bytes:
     return digest[: KEY_BYTES[algorithm]]
 
 
-_TERMINAL_LABEL: Final = b"keyd synthetic terminal key: public, never for a real terminal"
+# What the terminal master key answers to. It and the diversifying are written out, because simulators share this
+# file and none of keyd's arithmetic.
+_TERMINAL_MASTER_ADDRESS: Final = 0xFE00
+_BY_CODE: Final = b"keyd terminal key by code"
+
+
+def synthetic_terminal_master() -> bytes:
+    """Return the synthetic terminal master key, 16 bytes for SM4."""
+    return synthetic_root(_TERMINAL_MASTER_ADDRESS, Algorithm.SM4)
 
 
 def synthetic_terminal_key(code: str) -> bytes:
     """Return the synthetic terminal key, 16 bytes, of a terminal code."""
-    return sm3(_TERMINAL_LABEL + code.encode())[:16]
+    return _diversified(sm3(_BY_CODE + code.encode("ascii"))[:8])
+
+
+def synthetic_psam_key(number: bytes) -> bytes:
+    """Return the synthetic terminal key, 16 bytes, of a PSAM's 终端机编号 of 6 bytes."""
+    return _diversified(bytes(2) + number)
+
+
+def _diversified(factor: bytes) -> bytes:
+    master = SecretKey.load(Algorithm.SM4, synthetic_terminal_master())
+    return master.encrypt(factor + bytes(byte ^ 0xFF for byte in factor))
+
+
+def synthetic_identity() -> bytes:
+    """Return the synthetic private key with which a development keyd signs: a scalar of 32 bytes for SM2."""
+    return _scalar(b"keyd synthetic identity: public, never for a real keyd")
+
+
+def synthetic_terminal_scalar(code: str) -> bytes:
+    """Return the synthetic private key with which a terminal signs: a scalar of 32 bytes for SM2."""
+    return _scalar(b"keyd synthetic signer: public, never for a real terminal" + code.encode())
+
+
+def _scalar(label: bytes) -> bytes:
+    # The first bit away: far below the order of the curve.
+    digest = sm3(label)
+    return bytes([digest[0] & 0x7F]) + digest[1:]

@@ -71,6 +71,13 @@ def is_open(week: int, minute: int) -> bool:
     return bool(week >> minute & 1)
 
 
+def minutes_left(week: int, minute: int) -> int | None:
+    """Return for how many minutes from this one on it stays open, 0 if it is closed; None if it never closes."""
+    ahead = (week >> minute | week << (WEEK_MINUTES - minute)) & ALWAYS
+    closed = ~ahead & ALWAYS
+    return (closed & -closed).bit_length() - 1 if closed else None
+
+
 def edges(week: int) -> set[int]:
     """Return the minutes of the week at which it opens or closes."""
     rotated = (week << 1 | week >> (WEEK_MINUTES - 1)) & ALWAYS

@@ -94,6 +94,12 @@ TABLE: Final[dict[str, Command]] = {
         _row("daemon.random", daemon.AskRandom, audited=False),
         _row("terminal.challenge", terminal.RequestChallenge, Role.ANYONE, audited=False),
         _row("terminal.authenticate", terminal.AuthenticateTerminal, Role.ANYONE),
+        _row(
+            "terminal.authenticate_signature",
+            terminal.AuthenticateSignature,
+            Role.ANYONE,
+            cost=Cost.SLOW,
+        ),
         _row("terminal.enrol", registry.EnrolWithCode, Role.ENROLMENT, cost=Cost.SLOW),
         _row("terminal.renew", registry.RenewCertificate, Role.SELF, cost=Cost.SLOW),
         _row("card.internal_cryptogram", card.InternalCryptogram, batch=True),

@@ -127,6 +127,23 @@ TerminalCode = Annotated[
 TerminalChallenge = Annotated[
     bytes, Meta(min_length=16, max_length=16, extra=HIDE, description="16 random bytes")
 ]
+TerminalProof = Annotated[
+    bytes, Meta(min_length=8, max_length=8, extra=HIDE, description="the proof of a side, 8 bytes")
+]
+Signature = Annotated[
+    bytes, Meta(min_length=64, max_length=64, extra=HIDE, description="SM2 signature r‖s, 64 bytes")
+]
+UnixTime = Annotated[
+    int, Meta(ge=0, le=2**53, extra=SHOW, description="the signer's time, seconds since 1970")
+]
+CertificateChain = Annotated[
+    bytes,
+    Meta(
+        max_length=16384,
+        extra=HIDE,
+        description="certificates in PEM, or DER one after the other; at most 16384 bytes",
+    ),
+]
 LibraryText = Annotated[
     str,
     Meta(

@@ -240,22 +240,11 @@ def _shown_default(field: FieldReference) -> str:
 
 
 def _proofs() -> str:
-    theirs, ours = bytes(range(16)), bytes(range(16, 32))
-    key, code = bytes(range(32, 48)), "DESK-0001"
     return "\n".join(
         [
-            inspect.cleandoc(proof.__doc__ or "").partition("\n")[2].strip(),
+            "Proofs under a terminal key, and an example, are in [terminals.md](terminals.md#authentication).",
             "",
-            "An example, with a key that is synthetic:",
-            "",
-            "| | |",
-            "| - | - |",
-            f"| terminal code | `{code}` |",
-            f"| terminal key | `{key.hex().upper()}` |",
-            f"| terminal challenge | `{theirs.hex().upper()}` |",
-            f"| keyd challenge | `{ours.hex().upper()}` |",
-            f"| terminal proof | `{proof.terminal_proof(key, code, theirs, ours).hex().upper()}` |",
-            f"| keyd proof | `{proof.keyd_proof(key, code, theirs, ours).hex().upper()}` |",
+            inspect.cleandoc(proof.__doc__ or ""),
             "",
         ]
     )
@@ -315,10 +304,10 @@ _INTRODUCTION: Final = f"""\
 
 # The protocol
 
-keyd speaks [MessagePack-RPC](https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md) on TCP and on a
-Unix socket. A request is `[0, msgid, method, params]`, its answer `[1, msgid, error, result]`. `error` is nil
-or `[status, name, detail]`: programs look at the status, the detail is a sentence for people. Answers may come
-in any order; msgids are the client's to keep apart.
+keyd speaks [MessagePack-RPC](https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md) on TLS 1.3, on plain
+TCP and on a Unix socket, the same bytes on each. A request is `[0, msgid, method, params]`, its answer
+`[1, msgid, error, result]`. `error` is nil or `[status, name, detail]`: programs look at the status, the detail is a
+sentence for people. Answers may come in any order; msgids are the client's to keep apart.
 
 - A request has at most {MAX_MESSAGE} bytes, a method name at most {MAX_METHOD} characters; an answer has at most
   {MAX_ANSWER} bytes.
@@ -327,6 +316,8 @@ in any order; msgids are the client's to keep apart.
 - `bin` is MessagePack's binary type. A string in its place is refused.
 - Bytes that are no such message: one answer with msgid nil and status 100, then keyd closes the line. A good
   message that breaks a rule: an error answer, and the line lives on. Notifications are refused with msgid nil.
+- On TLS, whoever has said all says close_notify and may go on reading. A line that ends without it was cut: nothing
+  that was not answered by then is.
 - A batch method takes one param, a list of 1 to {MAX_BATCH} params lists, and answers a list of
   `[error, result]`, item by item.
 - A line says `terminal.challenge` and `terminal.authenticate` first. The card commands are refused before.

@@ -29,13 +29,13 @@ class SeenTerminals:
     def __init__(self) -> None:
         self._seen: dict[str, Seen] = {}
 
-    def authenticated(self, code: str, source: str, now: int) -> None:
+    def authenticated(self, code: str, source: str, now: float) -> None:
         """Note that a terminal has proven itself."""
         before = self._of(code)
-        self._seen[code] = Seen(now, source, before.authentications + 1, before.failures)
+        self._seen[code] = Seen(int(now), source, before.authentications + 1, before.failures)
 
-    def failed(self, code: str) -> None:
-        """Note that somebody failed to prove to be this terminal, who need not have been it."""
+    def failed(self, code: str, _source: str, _now: float) -> None:
+        """Note that somebody failed to prove to be this terminal: it need not have been there, so it was not seen."""
         before = self._of(code)
         self._seen[code] = before._replace(failures=before.failures + 1)
 

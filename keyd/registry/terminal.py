@@ -25,12 +25,15 @@ MAX_ROLES: Final = 8
 MAX_NETWORKS: Final = 16
 MAX_HOURS: Final = 16
 
+# The last second of the year 9999: what has no date cannot stand in a list.
+MAX_MOMENT: Final = 253_402_300_799
+
 TerminalCode = Annotated[str, Meta(pattern=r"\A[0-9A-Za-z._-]{1,32}\Z")]
 RoleName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,31}\Z")]
 # No newline, no control character: these stand in lists, logs and on paper.
 Words = Annotated[str, Meta(max_length=64, pattern=r"\A[^\x00-\x1f\x7f|]*\Z")]
 RegionDigits = Annotated[str, Meta(pattern=r"\A[0-9]{6}\Z")]
-Seconds = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[int, Meta(ge=0, le=MAX_MOMENT)]
 Point = Annotated[bytes, Meta(max_length=POINT_BYTES)]
 Short = Annotated[str, Meta(max_length=43)]
 

@@ -13,6 +13,7 @@ import operator
 from typing import TYPE_CHECKING, Final
 
 from keyd.crypto.algorithms import Algorithm
+from keyd.crypto.sm3 import sm3
 
 if TYPE_CHECKING:
     from keyd.crypto.secret import SecretKey
@@ -118,6 +119,28 @@ def debit_session_factor(pseudo_random: bytes, number: bytes, terminal_number: b
 def load_session_factor(pseudo_random: bytes, number: bytes) -> bytes:
     """Card's random 4 ‖ load number 2 ‖ 8000."""
     return pseudo_random + number + b"\x80\x00"
+
+
+# Terminal authentication: the same arithmetic once more, between a terminal and keyd.
+
+TERMINAL_SIDE: Final = b"TERMINAL"
+KEYD_SIDE: Final = b"KEYD----"
+
+
+def terminal_key_by_code(master: SecretKey, code: str) -> SecretKey:
+    """Diversify the terminal master key by a terminal's code."""
+    return diversify(master, sm3(b"keyd terminal key by code" + code.encode("ascii"))[:8])
+
+
+def terminal_key_by_psam(master: SecretKey, number: bytes) -> SecretKey:
+    """Diversify the terminal master key by a PSAM's 终端机编号 of 6 bytes."""
+    return diversify(master, b"\x00\x00" + number)
+
+
+def terminal_proof(key: SecretKey, side: bytes, challenge: bytes, own: bytes) -> bytes:
+    """Prove one side of a terminal key: over the other side's challenge and its own, 16 bytes each. 8 bytes."""
+    session = session_key(diversify(key, side), challenge)
+    return _fold(session.encrypt(own), CRYPTOGRAM_BYTES)
 
 
 # The six MACs of a medical transaction. Amounts have 4 bytes, and `amounts` is three of them:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from keyd.terminals.authentication import OpenChallenge, Terminal
+    from keyd.terminals.authentication import OpenChallenge
+    from keyd.terminals.known import KnownTerminal, Proven
+    from keyd.terminals.signatures import Attempt
 
 
 class Line(NamedTuple):
@@ -31,9 +33,9 @@ class Session:
     """What keyd knows of the other end of one connection."""
 
     __slots__ = (
-        *("_leave", "challenge", "failures", "is_administration", "is_enrolment", "is_operator"),
-        *("line", "must_close", "number", "numbered", "officer_challenge", "recorded_at", "source"),
-        *("terminal", "terminal_number", "until"),
+        *("_leave", "attempt", "challenge", "failures", "is_administration", "is_enrolment"),
+        *("is_operator", "line", "must_close", "number", "numbered", "officer_challenge", "proven"),
+        *("recorded_at", "source", "terminal", "terminal_number", "until"),
     )
 
     def __init__(
@@ -58,21 +60,25 @@ class Session:
         # What the next officer's command must be signed over, and until when.
         self.officer_challenge: tuple[bytes, float] | None = None
         # Who has proven to be there, and until when that counts (monotonic seconds). `enter` and `leave` set them.
-        self.terminal: Terminal | None = None
+        self.terminal: KnownTerminal | None = None
         self.until = math.inf
+        # With what, for when its record changes.
+        self.proven: Proven | None = None
         self._leave: Callable[[], None] | None = None
         self.challenge: OpenChallenge | None = None
+        # A signature that is being judged beside the tick.
+        self.attempt: Attempt | None = None
         self.failures = 0
         self.must_close = False
         # The terminal's number in the journal, and whose number that is.
         self.terminal_number = 0
-        self.numbered: Terminal | None = None
+        self.numbered: KnownTerminal | None = None
         # The place in the journal of the record of its authentication.
         self.recorded_at = 0
 
     def enter(
         self,
-        terminal: Terminal,
+        terminal: KnownTerminal,
         until: float = math.inf,
         leave: Callable[[], None] | None = None,
     ) -> None:
@@ -85,7 +91,18 @@ class Session:
     def leave(self) -> None:
         """Make the connection nobody's. Safe to call twice."""
         self.terminal = None
+        self.proven = None
         self.until = math.inf
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
+
+    def expire(self, now: float) -> None:
+        """Make the connection nobody's if its terminal's time is over (monotonic seconds)."""
+        if now >= self.until:
+            self.leave()
+
+    def end(self) -> None:
+        """Make the connection nobody's for good: it is closed, and what is still being judged comes too late."""
+        self.must_close = True
+        self.leave()

@@ -7,6 +7,7 @@ nothing falls back from the one to the other.
     kinds.py       what the two kinds consist of: suites, groups, signatures, curves
     der.py         as much DER as certificates need
     pki.py         keyd's built-in CA: certificates, requests, revocation lists; pure functions
+    inspection.py  what is in a certificate, a request or a revocation list, for people
     openssl.py     contexts, and the calls of OpenSSL that pyOpenSSL has no method for
     connection.py  both sides of one line
 """
@@ -16,6 +17,9 @@ from __future__ import annotations
 from keyd.tls.connection import (
     MAX_CHUNK,
     MAX_SEND,
+    CertificateChain,
+    ClientJudge,
+    ClientSession,
     PeerCertificate,
     TlsClientConnection,
     TlsClientContext,
@@ -30,6 +34,9 @@ from keyd.tls.openssl import TlsUnusable, require_support, version
 __all__ = [
     "MAX_CHUNK",
     "MAX_SEND",
+    "CertificateChain",
+    "ClientJudge",
+    "ClientSession",
     "PeerCertificate",
     "TlsClientConnection",
     "TlsClientContext",

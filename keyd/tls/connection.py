@@ -15,7 +15,7 @@ import contextlib
 import enum
 import hashlib
 import ipaddress
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -28,6 +28,8 @@ from keyd.tls.pki import PublicKey, public_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from OpenSSL import crypto
 
     from keyd.tls.kinds import TlsKind
 
@@ -52,6 +54,13 @@ MAX_IDLE_READS: Final = 64
 # RFC 9266: what a proof of the terminal is bound to.
 _EXPORTER_LABEL: Final = b"EXPORTER-Channel-Binding"
 _EXPORTER_BYTES: Final = 32
+
+
+# A certificate, and what its holder sent along to lead to a CA.
+CertificateChain: TypeAlias = list[x509.Certificate]
+
+# What a client resumes with.
+ClientSession: TypeAlias = SSL.Session
 
 
 class TlsFault(RemoteProtocolError):  # noqa: N818 - says what happened
@@ -90,6 +99,7 @@ class _Line:
     """What both sides have in common."""
 
     __slots__ = (
+        "_expects_certificate",
         "_fault",
         "_handshake_bytes",
         "_has_closed",
@@ -101,9 +111,12 @@ class _Line:
         "peer_certificate",
     )
 
-    def __init__(self, context: SSL.Context, kind: TlsKind, now: int) -> None:
+    def __init__(
+        self, context: SSL.Context, kind: TlsKind, now: int, *, expects_certificate: bool = True
+    ) -> None:
         self._kind = kind
         self._now = now
+        self._expects_certificate = expects_certificate
         self._ssl = SSL.Connection(context)
         openssl.set_moment(self._ssl, now)
         openssl.return_after_each_record(self._ssl)
@@ -148,9 +161,18 @@ class _Line:
     @property
     def channel_binding(self) -> bytes:
         """32 bytes that only the two ends of this one line know (RFC 9266, tls-exporter)."""
-        if self.peer_certificate is None or self.is_broken:
+        if self.is_handshaking or self.is_broken:
             raise LocalProtocolError("there is no channel before the handshake, nor after a fault")
         return self._ssl.export_keying_material(_EXPORTER_LABEL, _EXPORTER_BYTES)
+
+    def peer_chain(self) -> CertificateChain:
+        """Return the peer's certificate and what came after it; a resumed line has nothing of the latter."""
+        own = self._ssl.get_peer_certificate(as_cryptography=True)
+        if own is None:
+            return []
+        # With its own certificate first on a client's side, and without it on a server's.
+        sent = self._ssl.get_peer_cert_chain(as_cryptography=True) or []
+        return [own, *(certificate for certificate in sent if certificate != own)]
 
     def receive_data_untrusted(self, data: bytes | bytearray | memoryview) -> bytes:
         """Take what the peer sent, at most MAX_CHUNK bytes; return the plaintext that it completes.
@@ -210,7 +232,7 @@ class _Line:
         if self._fault is not None:
             last_words, self._last_words = self._last_words, b""
             return last_words
-        return self._drain(_RECORD)
+        return self._drain(_RECORD) if openssl.has_unsent(self._ssl) else b""
 
     def close(self) -> bytes:
         """Say close_notify; return what is to be written. Safe to call twice; the peer may still send."""
@@ -232,7 +254,8 @@ class _Line:
         except SSL.Error as error:
             self._fail(openssl.cause_of(error))
         try:
-            self.peer_certificate = self._read_peer_certificate()
+            if self._expects_certificate:
+                self.peer_certificate = self._read_peer_certificate()
         except ValueError as error:
             # What OpenSSL wants to say is "welcome", with tickets: a peer that is not gets none.
             self._drain(_RECORD)
@@ -266,7 +289,11 @@ class _Line:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _read_peer_certificate(self) -> PeerCertificate:
-        certificate = self._ssl.get_peer_certificate(as_cryptography=True)
+        try:
+            certificate = self._ssl.get_peer_certificate(as_cryptography=True)
+        except x509.InvalidVersion:
+            # OpenSSL does not mind.
+            raise ValueError("the certificate is of a version that does not exist") from None
         if certificate is None:
             raise ValueError("there is no certificate")
         peer = read_certificate(certificate)
@@ -304,9 +331,16 @@ class TlsConnection(_Line):
 
     __slots__ = ()
 
-    def __init__(self, context: SSL.Context, kind: TlsKind, now: int) -> None:
-        super().__init__(context, kind, now)
+    def __init__(
+        self, context: SSL.Context, kind: TlsKind, now: int, *, expects_certificate: bool
+    ) -> None:
+        super().__init__(context, kind, now, expects_certificate=expects_certificate)
         self._ssl.set_accept_state()
+
+    @property
+    def kind(self) -> TlsKind:
+        """Which kind of line it is."""
+        return self._kind
 
 
 class TlsClientConnection(_Line):
@@ -352,16 +386,20 @@ class TlsServerContext:
         *,
         certificate: bytes,
         private_key: bytes,
-        client_authorities: bytes,
+        client_authorities: bytes | None,
         revoked: bytes | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
         """Take PEM: the server's certificate, with its intermediates after it, and what clients are judged by.
 
+        Without `client_authorities`, clients are asked for no certificate: that is a line on which they get one.
+
         Raises:
             TlsUnusable: the sentence says what is missing or does not fit.
         """
         self.kind = kind
+        self._authorities = client_authorities
+        self._revoked = revoked
 
         def make() -> SSL.Context:
             return openssl.make_context(
@@ -379,12 +417,41 @@ class TlsServerContext:
 
     def accept(self, now: int) -> TlsConnection:
         """Begin the server's side of a line at this time, in Unix seconds."""
-        return TlsConnection(self._context, self.kind, now)
+        is_mutual = self._authorities is not None
+        return TlsConnection(self._context, self.kind, now, expects_certificate=is_mutual)
+
+    def judge(self, now: int) -> ClientJudge:
+        """Return what judges clients of other contexts by this one's authorities and lists, at this time."""
+        if self._authorities is None:
+            raise LocalProtocolError("a line without authorities judges nobody")
+        return ClientJudge(openssl.make_store(self.kind, self._authorities, self._revoked, now))
 
     def rotate_ticket_keys(self) -> None:
         """Forget the key of all tickets given so far: their holders make a full handshake next time."""
         # OpenSSL draws a ticket key with each context and keeps it as long.
         self._context = self._make()
+
+
+class ClientJudge:
+    """Judges certificates at one time by the authorities and revocation lists of a context: for lines that were let in
+    by an earlier one.
+    """
+
+    def __init__(self, store: crypto.X509Store) -> None:
+        self._store = store
+
+    def require_trusted(self, chain: CertificateChain) -> None:
+        """Judge a certificate, with what came after it.
+
+        Raises:
+            TlsFault: it would not be let in now, or cannot be judged.
+        """
+        if not chain:
+            raise TlsFault("there is no certificate")
+        try:
+            openssl.require_trusted(self._store, chain)
+        except ValueError as error:
+            raise TlsFault(str(error)) from None
 
 
 class TlsClientContext:
@@ -394,13 +461,15 @@ class TlsClientContext:
         self,
         kind: TlsKind,
         *,
-        certificate: bytes,
-        private_key: bytes,
         server_authorities: bytes,
+        certificate: bytes | None = None,
+        private_key: bytes | None = None,
         revoked: bytes | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
         """Take PEM: the terminal's certificate and key, and what the server is judged by.
+
+        Without a certificate there is only one thing to ask for: one, on an enrolment line.
 
         Raises:
             TlsUnusable: the sentence says what is missing or does not fit.
@@ -429,7 +498,10 @@ def read_certificate(certificate: x509.Certificate) -> PeerCertificate:
     Raises:
         ValueError: there is not exactly one common name, or the key is no point on one of the two curves.
     """
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except TypeError:
+        raise ValueError("the certificate's subject has an attribute that none may have") from None
     if len(names) != 1 or not isinstance(names[0].value, str):
         raise ValueError("the certificate has not exactly one common name")
     der = certificate.public_bytes(Encoding.DER)

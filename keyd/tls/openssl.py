@@ -6,6 +6,7 @@ here, with a sentence for the operator: a line is never quietly less than what w
 
 from __future__ import annotations
 
+import datetime
 import re
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -70,27 +71,30 @@ def make_context(
     method: int,
     kind: TlsKind,
     *,
-    authorities: bytes,
-    certificate: bytes,
-    private_key: bytes,
+    authorities: bytes | None,
+    certificate: bytes | None,
+    private_key: bytes | None,
     revoked: bytes | None,
     groups: Sequence[str] | None,
 ) -> SSL.Context:
-    """Make a context of TLS 1.3 of one kind that insists on the peer's certificate. Everything is PEM.
+    """Make a context of TLS 1.3 of one kind. Everything is PEM.
 
     `certificate` may be followed by its intermediates; `revoked` may hold several lists, and if there is one then
-    every CA of a chain must have one.
+    every CA of a chain must have one. With authorities, the peer must have a certificate; without, none is asked for.
+    Without a certificate, this side has none to present.
 
     Raises:
         TlsUnusable: OpenSSL lacks something, or the files do not fit together.
     """
     context = SSL.Context(method)
     _restrict(context, kind, groups)
-    _present(context, kind, certificate, private_key)
-    _trust(context, kind, authorities, revoked)
-    context.set_verify_depth(MAX_CHAIN)
-    mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-    _lib.SSL_CTX_set_verify(context._context, mode, _note_verification)
+    if certificate is not None and private_key is not None:
+        _present(context, kind, certificate, private_key)
+    if authorities is not None:
+        _trust(context, kind, authorities, revoked)
+        context.set_verify_depth(MAX_CHAIN)
+        mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        _lib.SSL_CTX_set_verify(context._context, mode, _note_verification)
     # Idle connections give their record buffers back: 34 KiB each.
     context.set_mode(_lib.SSL_MODE_RELEASE_BUFFERS | _NO_AUTO_CHAIN)
     # Tickets hold the session themselves, so nothing is kept here and nothing has to be bounded.
@@ -126,6 +130,31 @@ def is_resumed(connection: SSL.Connection) -> bool:
     return bool(_lib.SSL_session_reused(connection._ssl))
 
 
+def make_store(
+    kind: TlsKind, authorities: bytes, revoked: bytes | None, unix_seconds: int
+) -> crypto.X509Store:
+    """Make a store that judges certificates at this one time, apart from any line."""
+    # Beware: one that is taken from a context dies with it, though Python still holds it.
+    store = crypto.X509Store()
+    _fill(store, kind, authorities, revoked)
+    # And it takes a time only once, which then goes before that of a connection.
+    store.set_time(datetime.datetime.fromtimestamp(unix_seconds, datetime.UTC))
+    return store
+
+
+def require_trusted(store: crypto.X509Store, certificates: Sequence[x509.Certificate]) -> None:
+    """Judge a certificate, with the chain that came after it.
+
+    Raises:
+        ValueError: it is not trusted; the text is OpenSSL's.
+    """
+    own, *chain = map(crypto.X509.from_cryptography, certificates)
+    try:
+        crypto.X509StoreContext(store, own, chain).verify_certificate()
+    except crypto.X509StoreContextError as error:
+        raise ValueError(f"certificate: {error}") from None
+
+
 def return_after_each_record(connection: SSL.Connection) -> None:
     """Let a read end after a record without data, instead of going on silently for as many as the peer has sent."""
     _lib.SSL_clear_mode(connection._ssl, _lib.SSL_MODE_AUTO_RETRY)
@@ -134,6 +163,11 @@ def return_after_each_record(connection: SSL.Connection) -> None:
 def has_unread(connection: SSL.Connection) -> bool:
     """Whether there are bytes that OpenSSL has not looked at yet. A part of a record that it has does not count."""
     return bool(_lib.BIO_get_mem_data(connection._into_ssl, _unused_pointer) > 0)
+
+
+def has_unsent(connection: SSL.Connection) -> bool:
+    """Whether there are bytes to be written. Asking for them when there are none costs an exception, 2 µs."""
+    return bool(_lib.BIO_get_mem_data(connection._from_ssl, _unused_pointer) > 0)
 
 
 def forget_verification() -> None:
@@ -225,6 +259,12 @@ def _trust(context: SSL.Context, kind: TlsKind, authorities: bytes, revoked: byt
     store = context.get_cert_store()
     if store is None:
         raise TlsUnusable("OpenSSL made no certificate store")
+    _fill(store, kind, authorities, revoked)
+
+
+def _fill(
+    store: crypto.X509Store, kind: TlsKind, authorities: bytes, revoked: bytes | None
+) -> None:
     try:
         for authority in _certificates(authorities, "the authorities"):
             _require_of_kind(authority, kind)
@@ -253,7 +293,7 @@ def _require_of_kind(authority: x509.Certificate, kind: TlsKind) -> None:
 def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise TlsUnusable(f"{what}: there is no certificate in PEM") from None
 
 

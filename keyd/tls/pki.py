@@ -308,7 +308,7 @@ def read_request_untrusted(pem: bytes, kind: TlsKind) -> Request:
     try:
         request = x509.load_pem_x509_csr(pem)
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        public_key = _public_key(request.tbs_certrequest_bytes, at=2)
+        public_key = request_key_of(request)
         algorithm = request.signature_algorithm_oid.dotted_string
     except Exception:  # noqa: BLE001 - parsers of a stranger's bytes have many ways to say no
         raise RequestRefused("the certificate request is not readable") from None
@@ -369,6 +369,15 @@ def public_key_of(certificate: x509.Certificate) -> PublicKey:
     return _public_key(certificate.tbs_certificate_bytes, at=6)
 
 
+def request_key_of(request: x509.CertificateSigningRequest) -> PublicKey:
+    """Read a request's public key. Whether its sender has the private one is not asked here.
+
+    Raises:
+        ValueError: it is not an uncompressed point on one of the two curves.
+    """
+    return _public_key(request.tbs_certrequest_bytes, at=2)
+
+
 # By kind, in the form that cryptography names algorithms.
 _SIGNATURE_NAMES: Final = {
     TlsKind.GUOMI: "1.2.156.10197.1.501",
@@ -378,7 +387,10 @@ _SIGNATURE_NAMES: Final = {
 
 def _public_key(body: bytes, at: int) -> PublicKey:
     """Read the key out of what is signed: the element at this place."""
-    algorithm, point = der.read_elements(der.read_one(body, der.SEQUENCE)[at].content)
+    elements = der.read_one(body, der.SEQUENCE)
+    if len(elements) <= at:
+        raise ValueError("there is no public key in its place")
+    algorithm, point = der.read_elements(elements[at].content)
     parts = der.read_elements(algorithm.content)
     if len(parts) != 2 or parts[0].content != _EC_PUBLIC_KEY:
         raise ValueError("the public key is not on an elliptic curve")

@@ -290,7 +290,7 @@ def test_each_step_takes_its_own_kind_of_key(bench: Bench, card: Card) -> None:
             service()
 
     one_of_each = {key.use: key for key in card.profile.keys.values()}
-    assert set(one_of_each) == set(Use) - {Use.TRANSPORT}
+    assert set(one_of_each) == set(Use) - {Use.TRANSPORT, Use.TERMINAL}
     for key in one_of_each.values():
         for use, service in services(key.address):
             if use is not key.use:

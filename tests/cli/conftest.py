@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from tests.founded import EVERYTHING
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -126,13 +128,11 @@ def found(folder: Path) -> City:
     city = City(folder)
     (folder / "passphrase").write_text("a synthetic passphrase\n")
     (folder / "passphrase").chmod(0o600)
-    (folder / "terminals.toml").write_text("[terminals]\n")
-    (folder / "terminals.toml").chmod(0o600)
     (folder / "keyd.toml").write_text(
         f'store.url = "sqlite:///{folder}/store.db"\n'
+        f'policy.file = "{EVERYTHING}"\n'
         f'audit = {{folder = "{folder}/journal", instance = "city-1"}}\n'
         f'custody.socket = "{city.admin}"\n'
-        f'terminals.file = "{folder}/terminals.toml"\n'
         'listen = {tcp = ["127.0.0.1:0"], operations = "127.0.0.1:0"}\n'
     )
     officers = ""

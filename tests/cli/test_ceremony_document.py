@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Final, NamedTuple
 import pytest
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "ceremony.md"
+POLICY: Final = Path(__file__).parents[2] / "conf" / "policy.toml"
 BIN: Final = Path(sys.executable).parent
 
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -83,6 +85,7 @@ def run(script: str, folder: Path) -> str:
 
 
 def test_the_ceremony_is_as_the_document_says(tmp_path: Path) -> None:
+    shutil.copy(POLICY, tmp_path)
     steps = steps_of(DOCUMENT.read_text(encoding="utf-8"))
     assert len(steps) > 15
     script = "".join(f"echo '@@@ {n}'\n{step.commands}\n" for n, step in enumerate(steps))

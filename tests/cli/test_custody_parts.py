@@ -42,6 +42,7 @@ from keyd.custody.transport import wrap_for_transport
 from keyd.errors import BadParameter, KeyFileUnusable
 from keyd.keys.block import Domain, Export, KeyPlace, Mode, Tier, Use
 from keyd.keys.roots import active_root
+from keyd.registry.terminal import Form, Proof, TerminalSpec
 
 if TYPE_CHECKING:
     from keyd.keys.block import KeyHeader
@@ -242,6 +243,24 @@ SPEC: Final = act.KeySpec(
     warn_at=10**8,
     export=Export.CHILD,
 )
+TERMINAL: Final = TerminalSpec(
+    *(
+        "DESK-1",
+        "第一社保所" + "长" * 59,
+        "110101",
+        ("counter", *(f"r{n}" + "x" * 29 for n in range(7))),
+    ),
+    (Proof.KEY_BY_PSAM,),
+    Form.SELF_SERVICE,
+    vendor="商" * 64,
+    model="HD-100",
+    psam_number=bytes.fromhex("110101000001"),
+    generations=(3,),
+    networks=tuple(f"10.1.{n}.0/24" for n in range(16)),
+    hours=("Mon-Fri 08:00-17:30",),
+    valid_until=2_000_000_000,
+    public_key=POINT,
+)
 KCV: Final = b"\x12\x34\x56"
 BLOCK: Final = act.TransportFormat.BLOCK
 
@@ -281,6 +300,16 @@ ACTIONS: Final[dict[act.Action, tuple[str, ...]]] = {
     act.EnrolOfficer("wu", "吴", (OfficerRole.AUDITOR,), POINT): ("wu", "auditor", "fingerprint"),
     act.RetireOfficer("wu"): ("wu", "any more"),
     act.Rekey(2, ("wang", "zhao")): ("2, of which any 2", "wang, zhao"),
+    act.EnrolTerminals((TERMINAL,)): (
+        *("DESK-1", "第一社保所", "110101", "counter", "key-by-psam", "self-service", "HD-100"),
+        *("110101000001", "3.0", "10.1.2.0/24", "Mon-Fri 08:00-17:30", "2033-05-18", "fingerprint"),
+        "wait to be activated",
+    ),
+    act.EnrolTerminals((TERMINAL,), activate=True): ("at once",),
+    act.ActivateTerminals(("DESK-1", "DESK-2")): ("2 terminals", "DESK-1, DESK-2"),
+    act.GiveEnrolmentCodes(("DESK-1",), "wang", 7): ("DESK-1", "wang", "7 days"),
+    act.GiveTerminalKeys(("DESK-1",), "wang"): ("DESK-1", "wang", "can pass for it"),
+    act.MakeAuthority("guomi", "某市 CA", 10): ("guomi", "某市 CA", "10 years"),
 }
 
 
@@ -312,6 +341,11 @@ def test_words_know_a_key_by_its_label_and_what_it_was_before() -> None:
 def test_an_action_is_json_with_hex(action: act.Action) -> None:
     plain: dict[str, Any] = plain_action(action)
     text = msgspec.json.encode(plain).decode()
+    for terminal in plain.get("terminals", ()):
+        assert (terminal["psam_number"], terminal["public_key"]) == (
+            "110101000001",
+            POINT.hex().upper(),
+        )
     for value in (ID.hex(), TRANSPORT.hex(), KCV.hex()):
         is_in_it = bytes.fromhex(value) in [
             getattr(action, name) for name in type(action).__struct_fields__

@@ -41,6 +41,7 @@ from keyd.protocol.messages.library import (
     UnblockPin2,
     WriteCard,
 )
+from keyd.registry.synthetic import synthetic_terminal
 from keyd.simulator import (
     Asking,
     CardMakingMachine,
@@ -52,7 +53,7 @@ from keyd.simulator import (
     issue_card,
 )
 from keyd.telemetry import Events, Meter
-from keyd.terminals import Session, Terminal, Terminals
+from keyd.terminals import KnownTerminal, Session, Terminals
 
 Ask = Callable[[Request[Any]], Any]
 
@@ -82,7 +83,7 @@ def ask() -> Ask:
     )
     dispatch = Dispatch(services, Meter(), Events(time.monotonic))
     session = Session(1)
-    session.enter(Terminal("DEV-0001", bytes(16)))
+    session.enter(KnownTerminal(synthetic_terminal("DEV-0001")))
     client, server = ClientConnection(), ServerConnection()
 
     def ask_one(request: Request[Any]) -> Any:

@@ -23,8 +23,8 @@ from keyd.keepers import credential_keeper
 from keyd.keys.block import Domain
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.messages.custody import AskSeal
-from tests.daemon.conftest import write_private
-from tests.founded import founded_store
+from keyd.registry.synthetic import synthetic_terminals
+from tests.founded import EVERYTHING, founded_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -210,9 +210,7 @@ class Grounds:
         """Found a store and write what a daemon needs. LOCAL and SOCIAL have officers of every role."""
         folder.mkdir(parents=True)
         url = database.empty() if database is not None else None
-        founded = founded_store(folder, keys, url=url)
-        terminal = f'[terminals.{TERMINAL}]\nkey = "{synthetic_terminal_key(TERMINAL).hex()}"\n'
-        write_private(folder / "terminals.toml", terminal)
+        founded = founded_store(folder, keys, url=url, terminals=synthetic_terminals([TERMINAL]))
         return cls(folder, url, founded.shares, founded.officers, database)
 
     def copy(self, folder: Path) -> Grounds:
@@ -234,12 +232,12 @@ class Grounds:
             {seal}
             [custody]
             socket = "{self.administration}"
-            [terminals]
-            file = "{self.folder}/terminals.toml"
             [listen]
             tcp = []
             unix = "{self.socket}"
             operations = "{operations}"
+            [policy]
+            file = "{EVERYTHING}"
             [audit]
             folder = "{self.journal}"
             """

@@ -31,7 +31,7 @@ from keyd.custody.bodies import SealBody, decode
 from keyd.errors import Internal, Refusal, Sealed
 from keyd.keys.block import Domain, Export, Tier, Use
 from keyd.keys.roots import active_root
-from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.keys.synthetic import synthetic_terminal_key, synthetic_terminal_master
 from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import PinReload, SecureMessage
 from keyd.protocol.messages.custody import (
@@ -180,6 +180,7 @@ def know_the_seal(canaries: Canaries, grounds: Grounds) -> None:
         with key.lent_secret() as secret:
             canaries.add(f"officer {domain}/{code}", bytes(secret))
     canaries.add("terminal", synthetic_terminal_key(TERMINAL))
+    canaries.add("terminal master key", synthetic_terminal_master())
 
 
 class Heard:
@@ -267,7 +268,7 @@ def ask_cards(heard: Heard) -> None:
 
 def everything_written(grounds: Grounds) -> dict[str, bytes]:
     """Return every file that keyd has written."""
-    own = {"seal.credential", "terminals.toml", "keyd.toml"}
+    own = {"seal.credential", "keyd.toml"}
     files = {
         str(path.relative_to(grounds.folder)): path.read_bytes()
         for path in grounds.folder.rglob("*")

@@ -158,7 +158,7 @@ def test_nobody_enrols_alone_or_for_another_domain(world: World) -> None:
         act.ActivateTerminals((CODE,)),
         act.GiveEnrolmentCodes((CODE,), "c"),
         act.GiveTerminalKeys((CODE,), "c"),
-        act.MakeAuthority("guomi", "CA"),
+        act.MakeAuthority("guomi", "CA", 10),
     ],
 )
 def test_the_others_are_the_daemons_as_well(world: World, action: act.Action) -> None:

@@ -55,7 +55,7 @@ def furnish(world: World) -> None:
     world.make_key(Domain.LOCAL, use=Use.TRANSPORT)
     world.decide(Domain.SOCIAL, act.RetireOfficer("d"))
     world.decide(LOCAL, act.EnrolTerminals((TERMINAL,), activate=True))
-    world.decide(LOCAL, act.MakeAuthority("guomi", "CA"))
+    world.decide(LOCAL, act.MakeAuthority("guomi", "CA", 10))
 
 
 def everything(vault: Vault) -> dict[str, Any]:

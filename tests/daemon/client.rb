@@ -1,4 +1,4 @@
-# A terminal written in Ruby against docs/protocol.md alone, with Ruby's own MessagePack and OpenSSL.
+# A terminal written in Ruby against docs/protocol.md and docs/terminals.md alone, with Ruby's own MessagePack and OpenSSL.
 #
 # Usage: ruby client.rb HOST PORT CODE KEY_HEX CARD_ID_HEX HISTORICAL_HEX
 # Prints one line per answer, as JSON.
@@ -40,6 +40,20 @@ end
 
 def binary(hex) = [hex].pack("H*")
 
+def sm4(key, block)
+  cipher = OpenSSL::Cipher.new("sm4-ecb").encrypt
+  cipher.padding = 0
+  cipher.key = key
+  cipher.update(block) + cipher.final
+end
+
+# The proof of a side, as docs/terminals.md has it.
+def proof(key, side, challenge, own)
+  side_key = sm4(key, side.b + side.bytes.map { |byte| byte ^ 0xFF }.pack("C*"))
+  left, right = sm4(sm4(side_key, challenge), own).unpack("a8a8")
+  left.bytes.zip(right.bytes).map { |a, b| a ^ b }.pack("C*")
+end
+
 card = [binary(card_id_hex), binary(historical_hex)]
 factor, challenge = binary("0102030405060708"), binary("1112131415161718")
 
@@ -48,10 +62,8 @@ ask("card.internal_cryptogram", card, factor, challenge)
 
 ours = OpenSSL::Random.random_bytes(16)
 theirs, _seconds = ask("terminal.challenge", code, ours)
-proof = OpenSSL::HMAC.digest("SM3", key, "keyd-terminal-v1" + ours + theirs + code)
-keyd_proof, = ask("terminal.authenticate", proof)
-expected = OpenSSL::HMAC.digest("SM3", key, "keyd-daemon---v1" + ours + theirs + code)
-abort "keyd did not prove itself" unless keyd_proof == expected
+keyd_proof, = ask("terminal.authenticate", proof(key, "TERMINAL", theirs, ours))
+abort "keyd did not prove itself" unless keyd_proof == proof(key, "KEYD----", ours, theirs)
 
 reply, _warnings = ask("card.internal_cryptogram", card, factor, challenge)
 ask("card.internal_authenticate", card, factor, challenge, reply[0, 8])

@@ -17,8 +17,9 @@ from keyd.client import parse_address
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
-from keyd.protocol.proof import terminal_proof
-from tests.founded import founded_store
+from keyd.registry.synthetic import synthetic_terminals
+from tests.founded import EVERYTHING, founded_store
+from tests.proofs import terminal_proof
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ class RawPeer:
         """Prove a terminal with its synthetic key."""
         ours = secrets.token_bytes(16)
         theirs = self.ask("terminal.challenge", code, ours)[3][0]
-        proof = terminal_proof(synthetic_terminal_key(code), code, ours, theirs)
+        proof = terminal_proof(synthetic_terminal_key(code), ours, theirs)
         error = self.ask("terminal.authenticate", proof)[2]
         assert error is None, error
 
@@ -108,14 +109,7 @@ def write_config(tmp_path: Path) -> WriteConfig:
     def write(*lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]:
         if not (tmp_path / "keyd.db").exists():
             keys = synthetic(newest(load_profiles()).key_places([CardAlgorithm.SM4]))
-            founded_store(tmp_path, keys)
-        write_private(
-            tmp_path / "terminals.toml",
-            "".join(
-                f'[terminals.{code}]\nkey = "{synthetic_terminal_key(code).hex()}"\n'
-                for code in terminals
-            ),
-        )
+            founded_store(tmp_path, keys, terminals=synthetic_terminals(terminals))
         config = tmp_path / "keyd.toml"
         config.write_text(
             f"""
@@ -125,12 +119,12 @@ def write_config(tmp_path: Path) -> WriteConfig:
             credential = "{tmp_path / "seal.credential"}"
             [custody]
             socket = "{tmp_path / "admin.sock"}"
-            [terminals]
-            file = "{tmp_path / "terminals.toml"}"
             [listen]
             tcp = ["127.0.0.1:0"]
             unix = "{tmp_path / "keyd.sock"}"
             operations = "127.0.0.1:0"
+            [policy]
+            file = "{EVERYTHING}"
             [audit]
             folder = "{tmp_path / "journal"}"
             """

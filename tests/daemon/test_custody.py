@@ -44,7 +44,6 @@ from keyd.errors import (
 )
 from keyd.keys.block import Domain, KeyState, Mode, Tier, Use
 from keyd.keys.roots import active_root, synthetic
-from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import TABLE, Role
 from keyd.protocol.messages.custody import (
     Approve,
@@ -55,10 +54,11 @@ from keyd.protocol.messages.custody import (
     SealNow,
     TakeBackup,
 )
+from keyd.registry.synthetic import synthetic_terminals
 from keyd.store.database import Store
-from tests.daemon.conftest import RawPeer, write_private
+from tests.daemon.conftest import RawPeer
 from tests.daemon.test_journal import readyz, wait_until
-from tests.founded import founded_store
+from tests.founded import EVERYTHING, founded_store
 from tests.postgresql import PostgresServer, running_server
 from tests.pump.conftest import (
     CHALLENGE,
@@ -229,10 +229,6 @@ class Place:
     ) -> Running:
         folder = self.folder
         folder.mkdir(exist_ok=True)
-        write_private(
-            folder / "terminals.toml",
-            f'[terminals.{TERMINAL}]\nkey = "{synthetic_terminal_key(TERMINAL).hex()}"\n',
-        )
         credential = f'credential = "{self.founded.credential}"' if unseals_itself else ""
         (folder / "keyd.toml").write_text(
             f"""
@@ -242,12 +238,12 @@ class Place:
             {credential}
             [custody]
             socket = "{folder / "admin.sock"}"
-            [terminals]
-            file = "{folder / "terminals.toml"}"
             [listen]
             tcp = ["127.0.0.1:0"]
             unix = "{folder / "keyd.sock"}"
             operations = "127.0.0.1:0"
+            [policy]
+            file = "{EVERYTHING}"
             [audit]
             folder = "{folder / "journal"}"
             instance = "{instance}"
@@ -265,7 +261,12 @@ def place(tmp_path: Path, start_daemon: StartDaemon, raw: Connect) -> Callable[.
     """Found a store with these keys, the synthetic ones for a card's two proofs unless they are named."""
 
     def make(keys: list[tuple[KeyHeader, SecretKey]] | None = None, **of_store: Any) -> Place:
-        founded = founded_store(tmp_path, two_keys() if keys is None else keys, **of_store)
+        founded = founded_store(
+            tmp_path,
+            two_keys() if keys is None else keys,
+            terminals=synthetic_terminals([TERMINAL]),
+            **of_store,
+        )
         return Place(tmp_path / "one", founded, start_daemon, raw)
 
     return make
@@ -535,7 +536,8 @@ def test_officers_may_what_their_roles_and_domains_say(place: Callable[..., Plac
         with pytest.raises(Refusal) as crossed:
             stranger.ask(Approve(proposed.proposal_id))
         assert crossed.value.status in {Status.DOMAIN_CROSSED, Status.PROPOSAL_NOT_FOUND}
-        assert stranger.ask(ListKeys()).keys == ()
+        # Its own domain's, and no other's.
+        assert [key.header["name"] for key in stranger.ask(ListKeys()).keys] == ["TMK"]
         assert stranger.ask(ListProposals(all=True)).proposals == ()
         assert {officer.domain for officer in stranger.ask(ListOfficers()).officers} == {"LOCAL"}
     with keyd.officer(Domain.LOCAL, "auditor") as auditor, pytest.raises(RoleMissing):
@@ -559,7 +561,7 @@ def test_a_key_that_two_officers_made_answers_at_once(
     # Not only within a second: whoever has the approval's answer is served.
     proof = cryptogram_of(terminal)
     assert status_of(ask(terminal, authentic(proof))) is Status.OK
-    (key,) = keyd.operator().ask("daemon.status")[3][6]
+    (key,) = (key for key in keyd.operator().ask("daemon.status")[3][6] if key[1] != "TMK")
     assert key[6] == key_id
     label = header_of(keyd.founded, key_id).label
     assert [use.status for use in keyd.uses(key=label)][-2:] == [Status.OK, Status.OK]

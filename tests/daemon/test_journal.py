@@ -26,10 +26,10 @@ from keyd.errors import Status
 from keyd.keys.block import Use
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.commands import BATCHES
-from keyd.protocol.proof import terminal_proof
 from tests.conftest import DaemonFailed
 from tests.daemon.conftest import RawPeer
 from tests.daemon.journals import NamedUse, named_uses
+from tests.proofs import terminal_proof
 from tests.pump.conftest import (
     CARD,
     CHALLENGE,
@@ -175,7 +175,7 @@ def test_when_an_answer_is_there_its_record_is(
         (packed([0, 1, "daemon.random", [8]]), []),
         (packed([0, 1, "daemon.status", []]), []),
         (packed([0, 1, "no.such", []]), []),
-        (packed([0, 1, "terminal.authenticate", [bytes(32)]]), [
+        (packed([0, 1, "terminal.authenticate", [bytes(8)]]), [
             NamedUse("terminal.authenticate", 202, 1, None, None, bytes(16))
         ]),
         (hot(INTERNAL_CRYPTOGRAM), [
@@ -426,7 +426,7 @@ def test_a_disk_that_hangs_is_waited_for_and_not_longer(
     # Held: audited ones, one that is not audited behind them, and one more.
     held = [hot(INTERNAL_AUTHENTICATE, 7), forged(8), packed([0, 9, "daemon.random", [8]])]
     keyd.peer.sock.sendall(b"".join([*held, hot(INTERNAL_AUTHENTICATE, 10)]))
-    proof = terminal_proof(synthetic_terminal_key("DEV-0001"), "DEV-0001", bytes(16), challenge)
+    proof = terminal_proof(synthetic_terminal_key("DEV-0001"), bytes(16), challenge)
     other.send("terminal.authenticate", proof)
     # Nobody else waits.
     for _ in range(5):

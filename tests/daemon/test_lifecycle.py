@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyd.client import Client, Enrolment
-from keyd.errors import NotAuthenticated, TerminalNotAuthentic
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.messages.daemon import AskRandom, AskStatus
 
@@ -74,11 +73,10 @@ def test_missing_and_broken_files_are_said(write_config: WriteConfig, tmp_path: 
     assert "no TOML" in start_and_fail(*arguments)
     config.write_text(good)
 
-    terminals = tmp_path / "terminals.toml"
-    terminals.chmod(0o644)
-    assert "chmod 600" in start_and_fail(*arguments)
-    terminals.unlink()
-    assert "cannot be read" in start_and_fail(*arguments)
+    config.write_text(good + f'\n[terminals]\nauthorities = "{tmp_path}/none.pem"')
+    assert "none.pem cannot be read" in start_and_fail(*arguments)
+    config.write_text(good + f'\n[terminals]\nauthorities = "{config}"')
+    assert "no certificate" in start_and_fail(*arguments)
 
 
 def test_a_store_that_is_missing_or_no_store_is_said(
@@ -236,24 +234,16 @@ def test_a_drain_has_an_end(
 # Reloads ------------------------------------------------------------------------------------------------
 
 
-def test_a_reload_enrols_and_removes_terminals_at_once(
-    start_daemon: StartDaemon, write_config: WriteConfig
+def test_a_reload_changes_how_terminals_prove_themselves(
+    start_daemon: StartDaemon, write_config: WriteConfig, raw: Callable[[str], RawPeer]
 ) -> None:
-    daemon = start_daemon(*write_config(terminals=("DEV-0001", "DEV-0002")))
-    stays, leaves = client(daemon, "DEV-0002"), client(daemon, "DEV-0001")
-    with stays, leaves:
-        stays.ask(AskRandom(8))
-        leaves.ask(AskRandom(8))
-        with pytest.raises(TerminalNotAuthentic), client(daemon, "DEV-0003") as early:
-            early.connect()
-        write_config(terminals=("DEV-0002", "DEV-0003"))
-        daemon.process.send_signal(signal.SIGHUP)
-        assert daemon.wait_for("reloaded")["terminals"] == 2
-        stays.ask(AskRandom(8))
-        with pytest.raises(NotAuthenticated):
-            leaves.ask(AskRandom(8))
-        with client(daemon, "DEV-0003") as joins:
-            joins.ask(AskRandom(8))
+    daemon = start_daemon(*write_config())
+    peer = raw(daemon.address)
+    assert peer.ask("terminal.challenge", "DEV-0001", bytes(16))[3][1] == 30
+    write_config("[terminals]", "challenge_seconds = 7")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for("reloaded")
+    assert peer.ask("terminal.challenge", "DEV-0001", bytes(16))[3][1] == 7
 
 
 def test_a_wrong_reload_keeps_everything_as_it_was(
@@ -262,11 +252,10 @@ def test_a_wrong_reload_keeps_everything_as_it_was(
     daemon = start_daemon(*write_config())
     with client(daemon, "DEV-0001") as terminal:
         terminal.ask(AskRandom(8))
-        (tmp_path / "terminals.toml").write_text("[terminals.X]\nkey = 'no hex'")
+        write_config("[terminals]", f'authorities = "{tmp_path}/none.pem"', "challenge_seconds = 7")
         daemon.process.send_signal(signal.SIGHUP)
         refused = daemon.wait_for("reload_refused")
-        assert "terminals.toml" in refused["detail"]
-        assert "no hex" not in refused["detail"]
+        assert "none.pem cannot be read" in refused["detail"]
         terminal.ask(AskRandom(8))
 
 
@@ -276,7 +265,7 @@ def test_a_configured_daemon_tells_its_keys_by_check_value(
     daemon = start_daemon(*write_config())
     with Client(daemon.unix) as operator:
         state = operator.ask(AskStatus())
-    assert len(state.keys) == 155
+    assert len(state.keys) == 156
     assert not state.synthetic_keys
     assert all(len(key.kcv) == 3 for key in state.keys)
     assert all(test.passed for test in state.selftest)

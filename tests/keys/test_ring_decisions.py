@@ -30,10 +30,18 @@ from keyd.errors import (
     StoreUnavailable,
 )
 from keyd.keys.block import KEY_ID_BYTES, Domain, KeyHeader, KeyPlace, KeyState, Mode, Use
-from keyd.keys.hierarchy import Region, city_key, root_key
+from keyd.keys.hierarchy import (
+    TERMINAL_MASTER_ADDRESS,
+    Region,
+    Side,
+    TerminalMasterKey,
+    city_key,
+    root_key,
+    terminal_factor_by_code,
+)
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import active_root
-from keyd.keys.sam import CardKeyRef, CryptogramTask, purpose, purpose_of
+from keyd.keys.sam import CardKeyRef, CryptogramTask, ProofTask, TerminalKeyRef, purpose, purpose_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -362,7 +370,7 @@ def test_the_algorithms_of_a_version_are_keys_of_their_own() -> None:
 # --- use and modes
 
 
-@pytest.mark.parametrize("use", list(Use))
+@pytest.mark.parametrize("use", [use for use in Use if use is not Use.TERMINAL])
 def test_a_key_answers_for_its_own_use_only(use: Use) -> None:
     ring = KeyRing([a_root(use=use)], Clock())
     for asked in Use:
@@ -389,6 +397,65 @@ def test_a_key_answers_in_its_own_modes_only(
         for is_verifying, may in ((False, produces), (True, verifies)):
             answer = decided(ring, ref(version=version, is_verifying=is_verifying))
             assert version_of(answer) == (2 if may else KeyUsageRefused)
+
+
+# --- the terminal master key
+
+
+def proof_task(*, is_verifying: bool = False) -> ProofTask:
+    factor = terminal_factor_by_code("T-0001")
+    return ProofTask(TerminalKeyRef(factor, Side.TERMINAL, is_verifying), bytes(16), bytes(16))
+
+
+def test_no_card_service_computes_under_the_terminal_master_key() -> None:
+    # Even if it stood at a card's address, and even if a service said that it wants a terminal's key.
+    ring = KeyRing([a_root(use=Use.TERMINAL, levels=2)], Clock())
+    for asked in Use:
+        for is_verifying in (False, True):
+            wanted = ref(use=asked, is_verifying=is_verifying)
+            (result,) = ring.compute([ask(wanted)])
+            assert type(result) is KeyUsageRefused
+
+
+@pytest.mark.parametrize("use", [use for use in Use if use is not Use.TERMINAL])
+def test_no_terminal_is_proven_under_a_cards_root(use: Use) -> None:
+    # Even if one stood at the terminal master key's address.
+    ring = KeyRing([a_root(address=TERMINAL_MASTER_ADDRESS, use=use)], Clock())
+    for is_verifying in (False, True):
+        (result,) = ring.prove([proof_task(is_verifying=is_verifying)])
+        assert type(result) is KeyUsageRefused
+
+
+@pytest.mark.parametrize(
+    ("changes", "produces", "verifies"),
+    [
+        ({}, None, None),
+        ({"state": KeyState.DEACTIVATED}, KeyStateRefused, None),
+        ({"state": KeyState.COMPROMISED}, KeyStateRefused, KeyStateRefused),
+        ({"state": KeyState.PRE_ACTIVE}, KeyStateRefused, KeyStateRefused),
+        ({"valid_from": 2**40}, KeyNotValidNow, KeyNotValidNow),
+        ({"ceiling": 1}, KeyExhausted, KeyExhausted),
+        ({"modes": (Mode.VERIFY,)}, KeyUsageRefused, None),
+    ],
+)
+def test_the_terminal_master_key_obeys_its_header(
+    changes: dict[str, Any], produces: type[Refusal] | None, verifies: type[Refusal] | None
+) -> None:
+    master = a_root(address=TERMINAL_MASTER_ADDRESS, use=Use.TERMINAL, levels=2, **changes)
+    ring = KeyRing([master], Clock())
+    for is_verifying, refusal in ((False, produces), (True, verifies)):
+        (result,) = ring.prove([proof_task(is_verifying=is_verifying)])
+        if refusal is None:
+            root = TerminalMasterKey(secret_of(master[0].name, Algorithm.SM4))
+            key = root.diversify(terminal_factor_by_code("T-0001")).diversify(Side.TERMINAL)
+            assert result == key.proof(bytes(16), bytes(16))
+        else:
+            assert type(result) is refusal
+
+
+def test_without_a_terminal_master_key_there_is_no_proof() -> None:
+    (result,) = KeyRing([a_root()], Clock()).prove([proof_task()])
+    assert type(result) is KeyNotFound
 
 
 def test_every_purpose_is_a_number_of_its_own_and_says_what_was_meant() -> None:

@@ -7,10 +7,22 @@ from typing import Final
 import pytest
 
 from keyd.crypto.algorithms import IN_SOFTWARE, Algorithm
+from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm3 import sm3
 from keyd.keys.block import KeyPlace, KeyState, Tier, Use
-from keyd.keys.roots import synthetic
-from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root, synthetic_terminal_key
+from keyd.keys.hierarchy import (
+    TerminalMasterKey,
+    terminal_factor_by_code,
+    terminal_factor_by_psam,
+)
+from keyd.keys.roots import synthetic, synthetic_terminals_master
+from keyd.keys.synthetic import (
+    SYNTHETIC_LEVELS,
+    synthetic_psam_key,
+    synthetic_root,
+    synthetic_terminal_key,
+    synthetic_terminal_master,
+)
 
 # Simulators in the field were made with these: they never change.
 FROZEN: Final = {
@@ -29,8 +41,18 @@ def test_a_root_is_the_frozen_one(address: int, algorithm: Algorithm) -> None:
 def test_a_root_is_the_documented_digest() -> None:
     label = b"keyd synthetic root: public, never for a real card"
     assert synthetic_root(0x0170, Algorithm.SM4) == sm3(label + b"\x01\x70" + b"SM4")[:16]
-    label = b"keyd synthetic terminal key: public, never for a real terminal"
-    assert synthetic_terminal_key("T-0001") == sm3(label + b"T-0001")[:16]
+    assert synthetic_terminal_master() == sm3(label + b"\xfe\x00" + b"SM4")[:16]
+
+
+def test_a_terminals_key_is_diversified_from_the_synthetic_terminal_master_key() -> None:
+    _header, master = synthetic_terminals_master()
+    assert master.kcv() == SecretKey.load(Algorithm.SM4, synthetic_terminal_master()).kcv()
+    for key, factor in (
+        (synthetic_terminal_key("T-0001"), terminal_factor_by_code("T-0001")),
+        (synthetic_psam_key(bytes(range(6))), terminal_factor_by_psam(bytes(range(6)))),
+    ):
+        above = TerminalMasterKey(master).diversify(factor)
+        assert above.kcv() == SecretKey.load(Algorithm.SM4, key).kcv()
 
 
 def test_every_root_is_another() -> None:

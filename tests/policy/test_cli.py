@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from keyd.cli.policy import policy
 from keyd.config import ConfigError
+from keyd.registry.listing import Listed, to_csv, to_plain
+from keyd.registry.terminal import Proof, Terminal, TerminalSpec, TerminalState
 from tests.policy.conftest import LIMITS, SHIPPED
 
 if TYPE_CHECKING:
@@ -81,6 +83,26 @@ def test_it_says_which_region_hours_and_algorithm_are_missing(tmp_path: Path) ->
     here = [*ask, "--region", "510100"]
     assert "do not have Sun 10:00" in explain(*here, "--at", "2025-11-30 10:00")[1]
     assert explain(*here, "--at", "2025-12-01 10:00")[0] == 0
+
+
+def test_roles_come_from_a_list_that_keyd_exported(tmp_path: Path) -> None:
+    spec = TerminalSpec("DESK-1", "所", "110101", ("counter", "kiosk"), (Proof.SIGNATURE,))
+    one = Listed(Terminal(spec, TerminalState.ACTIVE, "LOCAL/li", 1))
+    (tmp_path / "list.csv").write_bytes(to_csv([one]))
+    (tmp_path / "list.json").write_text(json.dumps([to_plain(one)]))
+    words = ["card.external_authenticate", "0090"]
+    for name in ("list.csv", "list.json"):
+        listed = ["--terminals", str(tmp_path / name), *HERE]
+        assert explain("DESK-1", *words, *listed)[0] == 0
+        with pytest.raises(ConfigError, match="no good terminal DESK-2"):
+            explain("DESK-2", *words, *listed)
+        with pytest.raises(ConfigError, match="not both"):
+            explain("DESK-1", *words, *listed, "--role", "counter")
+        (tmp_path / name).write_bytes(
+            (tmp_path / name).read_bytes().replace(b"counter", b"Counter")
+        )
+        with pytest.raises(ConfigError, match=name):
+            explain("DESK-1", *words, *listed)
 
 
 @pytest.mark.parametrize(

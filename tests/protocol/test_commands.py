@@ -60,6 +60,8 @@ SHOWN: Final = {
     "Challenge": "seconds",
     "AuthenticateTerminal": "",
     "KeydAuthentic": "",
+    "AuthenticateSignature": "time",
+    "KeydSigned": "",
     "CardIdentity": "algorithm generation key_version",
     "InternalCryptogram": "card address",
     "InternalReply": "warnings",
@@ -272,6 +274,7 @@ def test_who_may_ask_what_before_a_terminal_is_authenticated() -> None:
     assert {row.method for row in ROWS if row.role is Role.ANYONE} == {
         "terminal.challenge",
         "terminal.authenticate",
+        "terminal.authenticate_signature",
     }
     assert {row.method for row in ROWS if row.role is Role.OPERATOR} == {
         "daemon.status",

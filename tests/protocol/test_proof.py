@@ -1,83 +1,50 @@
-"""A proof proves one side, one terminal and both challenges, and nothing else."""
+"""What is signed says one side, one terminal, both challenges, one line and one moment, and reads in one way only."""
 
 from __future__ import annotations
 
-from typing import Final
-
-from gmssl import func, sm3
-from hypothesis import assume, given
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
-from keyd.protocol.proof import CHALLENGE_BYTES, TERMINAL_KEY_BYTES, keyd_proof, terminal_proof
+from keyd.protocol.proof import NO_BINDING, signed_by_keyd, signed_by_terminal
 
-KEY: Final = bytes(range(16))
-THEIRS: Final = bytes.fromhex("00112233445566778899AABBCCDDEEFF")
-OURS: Final = bytes.fromhex("FFEEDDCCBBAA99887766554433221100")
-
-# The label of each side, 16 bytes, as integrators read it in the manual.
-TERMINAL_LABEL: Final = b"keyd-terminal-v1"
-KEYD_LABEL: Final = b"keyd-daemon---v1"
-
-keys = st.binary(min_size=TERMINAL_KEY_BYTES, max_size=TERMINAL_KEY_BYTES)
-challenges = st.binary(min_size=CHALLENGE_BYTES, max_size=CHALLENGE_BYTES)
+challenges = st.binary(min_size=16, max_size=16)
+bindings = st.binary(min_size=32, max_size=32)
 codes = st.text("0123456789ABCXYZabcxyz._-", min_size=1, max_size=32)
+times = st.integers(0, 2**53)
+signed = st.tuples(codes, challenges, challenges, bindings, times)
 
 
-def their_hmac(key: bytes, message: bytes) -> bytes:
-    """HMAC (RFC 2104) over gmssl's SM3: an implementation that keyd does not use."""
-
-    def digest(octets: bytes) -> bytes:
-        return bytes.fromhex(sm3.sm3_hash(func.bytes_to_list(octets)))
-
-    padded = key.ljust(64, b"\0")
-    inner = digest(bytes(octet ^ 0x36 for octet in padded) + message)
-    return digest(bytes(octet ^ 0x5C for octet in padded) + inner)
+@given(signed)
+def test_what_is_signed_is_the_documented_bytes(what: tuple[str, bytes, bytes, bytes, int]) -> None:
+    code, theirs, ours, binding, time = what
+    after = theirs + ours + binding + time.to_bytes(8, "big") + code.encode()
+    assert signed_by_terminal(*what) == b"keyd-terminal-v2" + after
+    assert signed_by_keyd(*what) == b"keyd-daemon---v2" + after
 
 
-def test_the_proofs_are_frozen() -> None:
-    # Terminals in the field compute these: a change needs a new label.
-    assert terminal_proof(KEY, "T-0001", THEIRS, OURS).hex().upper() == (
-        "05AA6CF990C09665B2611AD4D7DE05DDDB7450EFAE59DB31F6F6B0F21F99EF01"
-    )
-    assert keyd_proof(KEY, "T-0001", THEIRS, OURS).hex().upper() == (
-        "95C14A59A1914A7E1414DF0981C8ACD1909F23C25B08CD2D2506230D3448AF37"
-    )
-
-
-@given(key=keys, code=codes, theirs=challenges, ours=challenges)
-def test_a_proof_is_the_documented_hmac(key: bytes, code: str, theirs: bytes, ours: bytes) -> None:
-    after = theirs + ours + code.encode()
-    assert terminal_proof(key, code, theirs, ours) == their_hmac(key, TERMINAL_LABEL + after)
-    assert keyd_proof(key, code, theirs, ours) == their_hmac(key, KEYD_LABEL + after)
-
-
-def test_the_labels_have_one_length() -> None:
-    # Everything before the code has a fixed length, so that no two inputs read the same.
-    assert len(TERMINAL_LABEL) == len(KEYD_LABEL) == 16
-
-
-@given(key=keys, code=codes, theirs=challenges, ours=challenges)
-def test_a_proof_sent_back_is_no_proof(key: bytes, code: str, theirs: bytes, ours: bytes) -> None:
-    mine = keyd_proof(key, code, theirs, ours)
-    assert mine != terminal_proof(key, code, theirs, ours)
-    assert mine != terminal_proof(key, code, ours, theirs)
-
-
-@given(key=keys, code=codes, theirs=challenges, ours=challenges)
-def test_the_challenges_have_their_places(
-    key: bytes, code: str, theirs: bytes, ours: bytes
+@given(signed, signed)
+def test_no_two_meanings_have_the_same_bytes(
+    one: tuple[str, bytes, bytes, bytes, int], other: tuple[str, bytes, bytes, bytes, int]
 ) -> None:
-    assume(theirs != ours)
-    for proof in (terminal_proof, keyd_proof):
-        assert proof(key, code, theirs, ours) != proof(key, code, ours, theirs)
+    assert (signed_by_terminal(*one) == signed_by_terminal(*other)) == (one == other)
+    assert signed_by_terminal(*one) != signed_by_keyd(*other)
 
 
-@given(one=st.tuples(keys, codes, challenges, challenges), data=st.data())
-def test_every_part_counts(one: tuple[bytes, str, bytes, bytes], data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, 3))
-    part = data.draw((keys, codes, challenges, challenges)[place])
-    assume(part != one[place])
-    other = (*one[:place], part, *one[place + 1 :])
-    for proof in (terminal_proof, keyd_proof):
-        assert proof(*one) != proof(*other)  # type: ignore[arg-type]  # `part` has its place's type
-        assert len(proof(*one)) == 32
+@pytest.mark.parametrize(
+    "what",
+    [
+        ("T", bytes(15), bytes(16), NO_BINDING, 0),
+        ("T", bytes(16), bytes(17), NO_BINDING, 0),
+        ("T", bytes(16), bytes(16), bytes(31), 0),
+        ("T", bytes(16), bytes(16), b"", 0),
+        ("T", bytes(16), bytes(16), NO_BINDING, -1),
+        ("T", bytes(16), bytes(16), NO_BINDING, 2**64),
+        ("终端", bytes(16), bytes(16), NO_BINDING, 0),
+    ],
+)
+def test_what_would_have_another_length_is_refused(
+    what: tuple[str, bytes, bytes, bytes, int],
+) -> None:
+    with pytest.raises(ValueError, match=r"challenge|binding|ascii"):
+        signed_by_terminal(*what)

@@ -28,15 +28,15 @@ from keyd.handlers.services import Services
 from keyd.keys.block import Use
 from keyd.keys.hierarchy import card_diversifier, region_from_digits
 from keyd.keys.ring import KeyRing
-from keyd.keys.roots import synthetic
+from keyd.keys.roots import synthetic, synthetic_terminals_master
 from keyd.keys.sam import CardKeyRef, CryptogramTask, purpose
-from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.protocol.connection import ServerConnection
 from keyd.pump import METHODS
 from keyd.pump._pump import Pump
+from keyd.registry.synthetic import synthetic_terminal, synthetic_terminals
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter
-from keyd.terminals import Session, Terminal, Terminals
+from keyd.terminals import KnownTerminal, Session, Terminals
 from tests.daemon.conftest import write_config  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def packed(message: Any) -> bytes:
 def ring() -> KeyRing:
     """The keys of a development keyd."""
     places = newest(load_profiles()).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
-    return KeyRing(synthetic(places))
+    return KeyRing([*synthetic(places), synthetic_terminals_master()])
 
 
 def label(address: int = IRK, use: Use = Use.INTERNAL) -> str:
@@ -207,7 +207,7 @@ def make_services(keys: KeyRing | None = None) -> Services:
         key_headers=keys.headers,
         has_synthetic_keys=True,
         profiles=load_profiles(),
-        terminals=Terminals({"DEV-0001": synthetic_terminal_key("DEV-0001")}, bytes),
+        terminals=Terminals(synthetic_terminals(["DEV-0001"]), bytes),
         selftest=(),
         run_selftest=lambda: (),
         clock=time.monotonic,
@@ -229,7 +229,7 @@ class Stand:
         self._dispatch = Dispatch(self.services, self._meter, _Quiet(time.monotonic))
         self.routes = Routes(self.pump, keys or ring(), self.services)
         self._session = Session(1)
-        self._session.enter(Terminal("DEV-0001", synthetic_terminal_key("DEV-0001")))
+        self._session.enter(KnownTerminal(synthetic_terminal("DEV-0001")))
 
     def close(self) -> None:
         self._opened.close()

@@ -31,14 +31,16 @@ from keyd.dispatch import Dispatch
 from keyd.hub import Hub, Limits
 from keyd.keys.block import Use
 from keyd.keys.synthetic import synthetic_terminal_key
-from keyd.protocol.proof import terminal_proof
 from keyd.pump import METHODS
 from keyd.pump._pump import Pump
+from keyd.registry.synthetic import synthetic_terminal
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter
+from keyd.terminals import Session
 from tests.conftest import _NOT_INHERITED, START_SECONDS, RunningDaemon
 from tests.daemon.conftest import RawPeer
 from tests.daemon.journals import named_uses
+from tests.proofs import terminal_proof
 from tests.pump.conftest import (
     CARD,
     CHALLENGE,
@@ -515,7 +517,7 @@ def test_nobody_is_served_before_he_is_known(daemons: dict[str, RunningDaemon]) 
 def test_nobody_is_served_after_a_failed_authentication(daemons: dict[str, RunningDaemon]) -> None:
     def converse(talker: Talker) -> None:
         talker.peer.ask("terminal.challenge", "DEV-0001", bytes(16))
-        talker.say(packed([0, 1, "terminal.authenticate", [bytes(32)]]), hot(METHODS[1], 2))
+        talker.say(packed([0, 1, "terminal.authenticate", [bytes(8)]]), hot(METHODS[1], 2))
         talker.say(hot(METHODS[1], 3))
 
     result = require_same(daemons, converse, authenticates=False)
@@ -529,7 +531,7 @@ def test_a_line_that_lost_its_terminal_is_served_no_more(daemons: dict[str, Runn
         # All in one send: what stands before it is served, what stands behind it is not.
         talker.say(
             hot(METHODS[1], 2),
-            packed([0, 3, "terminal.authenticate", [bytes(32)]]),
+            packed([0, 3, "terminal.authenticate", [bytes(8)]]),
             hot(METHODS[1], 4),
         )
         for _ in range(3):
@@ -552,42 +554,12 @@ def test_a_terminal_that_proves_itself_again_is_served_again(
     def converse(talker: Talker) -> None:
         talker.say(hot(METHODS[1]))
         talker.peer.ask("terminal.challenge", "DEV-0002", bytes(16))
-        talker.say(packed([0, 3, "terminal.authenticate", [bytes(32)]]))
+        talker.say(packed([0, 3, "terminal.authenticate", [bytes(8)]]))
         talker.peer.authenticate("DEV-0003")
         talker.say(hot(METHODS[1], 4), hot(METHODS[0], 5))
 
     result = require_same(daemons, converse)
     assert sum(b"NOT_AUTHENTIC" in answer for answer in result.answers) == 1
-
-
-def test_sighup_takes_a_removed_terminal_s_line_from_the_pump(
-    start_daemon: StartDaemon, write_config: WriteConfig
-) -> None:
-    outcomes = []
-    for tick in TICKS:
-        args = write_config(terminals=("DEV-0001", "DEV-0002"))
-        daemon = start_daemon(*args, env={"KEYD_TICK": tick})
-        stays = Talker(daemon.address, authenticates=False)
-        stays.peer.authenticate("DEV-0002")
-
-        def converse(talker: Talker, daemon: RunningDaemon = daemon, stays: Talker = stays) -> None:
-            for _ in range(2):
-                talker.say(hot(METHODS[1]))
-            write_config(terminals=("DEV-0002",))
-            daemon.process.send_signal(signal.SIGHUP)
-            daemon.wait_for("reloaded")
-            for _ in range(3):
-                talker.say(hot(METHODS[1], 2), hot(METHODS[0], 3))
-                stays.say(hot(METHODS[1], 4))
-
-        outcomes.append(outcome(daemon, converse))
-        outcomes[-1].answers.extend(messages(stays.heard))
-        stays.finish()
-        assert daemon.terminate() == 0
-    native, python = outcomes
-    assert native == python
-    refused = [b"NOT_AUTHENTICATED" in answer for answer in native.answers]
-    assert (refused.count(True), refused.count(False)) == (6, 5)
 
 
 # Time, and peers that do not read -------------------------------------------------------------------------
@@ -758,7 +730,7 @@ class HubInHand:
         peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         challenge = self.ask(peer, "terminal.challenge", "DEV-0001", bytes(16))[3][0]
         key = synthetic_terminal_key("DEV-0001")
-        proof = terminal_proof(key, "DEV-0001", bytes(16), challenge)
+        proof = terminal_proof(key, bytes(16), challenge)
         assert self.ask(peer, "terminal.authenticate", proof)[2] is None
         for _ in range(2):
             assert self.ask(peer, *HOT)[2] is None
@@ -782,6 +754,47 @@ def test_the_hub_in_hand_is_served_by_the_pump(hand: HubInHand) -> None:
     peer.sock.sendall(hot(INTERNAL_CRYPTOGRAM))
     time.sleep(0.02)
     assert hand.hub.pump.tick() == ([], (0, 1, 0))
+    peer.close()
+
+
+def session_of(hand: HubInHand) -> Session:
+    (peer,) = hand.hub._peers.values()
+    return peer.session
+
+
+def test_a_session_that_is_over_is_served_by_nobody(hand: HubInHand) -> None:
+    peer = hand.open()
+    session = session_of(hand)
+    session.until = time.monotonic() + 60
+    hand.ahead = 50
+    hand.hub._sweep()
+    assert hand.ask(peer, *HOT)[2] is None
+    hand.ahead = 61
+    hand.hub._sweep()
+    assert session.terminal is None
+    assert hand.ask(peer, *HOT)[2][1] == "NOT_AUTHENTICATED"
+    peer.close()
+
+
+def test_whoever_is_somebody_else_is_told_to_the_pump_anew(hand: HubInHand) -> None:
+    peer = hand.open()
+    (ours,) = hand.hub._peers.values()
+    assert ours.is_admitted
+    registry = {"DEV-0001": synthetic_terminal("DEV-0001", roles=("another",))}
+    assert hand.services.terminals.load(registry)
+    was = ours.pumped_as
+    hand.hub.review(hand.services.terminals, hand.services.moment())
+    assert ours.is_admitted
+    assert was is not ours.pumped_as is ours.session.terminal
+    assert hand.ask(peer, *HOT)[2] is None
+    peer.close()
+
+
+def test_whoever_may_no_longer_be_there_loses_the_line(hand: HubInHand) -> None:
+    peer = hand.open()
+    hand.services.terminals.load({})
+    hand.hub.review(hand.services.terminals, hand.services.moment())
+    assert list(peer.answers()) == []
     peer.close()
 
 
