@@ -73,6 +73,7 @@ from keyd.registry.synthetic import DEVELOPMENT_ROLE, development_terminals
 from keyd.routes import Routes
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
+from keyd.tls.chains import Anchor, Anchors
 from keyd.uses import Numbers
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from keyd.cards.profile import Profile
     from keyd.opening import Custody
     from keyd.policy import PolicyFile, Strange
-    from keyd.tls.chains import Anchors
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
@@ -140,6 +140,9 @@ class Daemon:
         self._events = Events(time.monotonic, sample_every=config.log.sample_every)
         services.counters = self._meter.totals
         terminals = services.terminals
+        # Whom to believe certificates of: the configuration's authorities, and keyd's own.
+        self._configured_anchors = terminals.anchors
+        self._own_anchors = Anchors()
         self._meter.watch_terminals(
             lambda: terminals.refused, lambda: terminals.lockouts.locked(services.clock())
         )
@@ -269,9 +272,16 @@ class Daemon:
                 systemd.notify(f"STATUS={self._status()}")
 
     def _registry_changed(self) -> None:
-        """Take over what the store says of terminals."""
+        """Take over what the store says of terminals, and of the authorities that sign their certificates."""
         contents = self._custody.warden.vault.contents if self._custody is not None else None
         terminals = self._services.terminals
+        self._own_anchors = Anchors(
+            # Without lists: whether one of these certificates still counts is in the terminal's own record.
+            [Anchor(held.body.certificate) for held in contents.authorities.values()]
+            if contents is not None
+            else ()
+        )
+        terminals.anchors = self._configured_anchors.joined(self._own_anchors)
         if terminals.load(contents.terminals if contents is not None else {}):
             self._hub.review(terminals, self._services.moment())
             self._meter.terminals.set(len(terminals))
@@ -333,7 +343,9 @@ class Daemon:
         else:
             if policy is not None:
                 self._enforce(policy)
-            _configure(self._services.terminals, config, anchors)
+            _configure(self._services.terminals, config)
+            self._configured_anchors = anchors
+            self._services.terminals.anchors = anchors.joined(self._own_anchors)
             self._renew(lines)
             self._hub.limits = limits
             self._events.sample_every = config.log.sample_every
@@ -452,7 +464,8 @@ def _start(options: argparse.Namespace) -> Daemon:
         else {},
         secrets.token_bytes,
     )
-    _configure(terminals, config, load_anchors(config.terminals))
+    _configure(terminals, config)
+    terminals.anchors = load_anchors(config.terminals)
     services = Services(
         sam=ring,
         key_headers=ring.headers,
@@ -548,11 +561,10 @@ def _read_policy(config: Config, profiles: Mapping[int, Profile]) -> PolicyFile 
     return read_policy_file(expand(config.policy.file), catalogue(profiles))
 
 
-def _configure(terminals: Terminals, config: Config, anchors: Anchors) -> None:
+def _configure(terminals: Terminals, config: Config) -> None:
     """Let terminals prove themselves as the configuration says, from now on."""
     terminals.session_seconds = config.terminals.session_seconds
     terminals.challenge_seconds = config.terminals.challenge_seconds
-    terminals.anchors = anchors
 
 
 def _limits(config: Config) -> Limits:

@@ -21,6 +21,7 @@ from keyd.crypto.secret import KeyNotAuthentic
 from keyd.custody.actions import KeySpec
 from keyd.errors import BadParameter
 from keyd.keys.block import Export, KeyHeader, Mode, Tier, Use, read_header
+from keyd.keys.hierarchy import TERMINAL_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ _ADDRESS: Final = re.compile(r"(0[xX])?[0-9A-Fa-f]{4}\Z")
 _OCTET: Final = re.compile(r"(0[xX])?[0-9A-Fa-f]{1,2}\Z")
 
 _LEVELS: Final = {Tier.NATIONAL: 3, Tier.PROVINCIAL: 2, Tier.CITY: 1}
+_LEVELS_OF_USE: Final = {Use.TRANSPORT: 0, Use.TERMINAL: TERMINAL_LEVELS}
 
 
 class CardChoice(StrEnum):
@@ -155,7 +157,7 @@ class SpecOptions(Struct, frozen=True):
             raise typer.BadParameter("say --tier: whose key it is")
         levels = self.levels
         if levels is None:
-            levels = 0 if use is Use.TRANSPORT else _LEVELS[self.tier]
+            levels = _LEVELS_OF_USE.get(use, _LEVELS[self.tier])
         spec = KeySpec(
             tier=self.tier,
             name=name,

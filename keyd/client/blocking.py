@@ -21,6 +21,7 @@ from keyd.client.conversation import (
 )
 from keyd.client.line import LineRefused, Lines
 from keyd.errors import Refusal
+from keyd.protocol.proof import NO_BINDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +141,8 @@ class Client:
         if self._lines is not None:
             self._carry(self._lines.begin())
         if self._enrolment is not None:
-            self._run(self._conversation.authenticate(self._enrolment))
+            binding = NO_BINDING if self._lines is None else self._lines.binding
+            self._run(self._conversation.authenticate(self._enrolment, binding))
 
     def _converse(self, calls: Sequence[tuple[str, Any, Callable[[Any], T]]]) -> list[T | Refusal]:
         if not calls:

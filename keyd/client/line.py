@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from keyd.client.conversation import ConnectionLost
+from keyd.protocol.proof import NO_BINDING
 from keyd.tls import TlsFault, TlsState
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Lines:
                 line.receive_data_untrusted((yield line.data_to_send()))
         except TlsFault as fault:
             raise LineRefused(fault) from None
+
+    @property
+    def binding(self) -> bytes:
+        """What a signature on this line is bound to, 32 bytes."""
+        return NO_BINDING if self._line is None else self._line.channel_binding
 
     def carry(self, talk: Talk[T]) -> Talk[T]:
         """Have a conversation on the line: what it says and hears is encrypted on its way."""

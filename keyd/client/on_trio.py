@@ -21,6 +21,7 @@ from keyd.client.conversation import (
 )
 from keyd.client.line import LineRefused, Lines
 from keyd.errors import Refusal
+from keyd.protocol.proof import NO_BINDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,7 +136,8 @@ class AsyncClient:
         if self._lines is not None:
             await self._carry(self._lines.begin())
         if self._enrolment is not None:
-            await self._run(self._conversation.authenticate(self._enrolment))
+            binding = NO_BINDING if self._lines is None else self._lines.binding
+            await self._run(self._conversation.authenticate(self._enrolment, binding))
 
     async def _converse(
         self, calls: Sequence[tuple[str, Any, Callable[[Any], T]]]

@@ -21,9 +21,10 @@ from keyd.errors import (
     BadParameter,
     DomainCrossed,
     EnrolmentRefused,
+    ExportRefused,
     KeyNotFound,
 )
-from keyd.keys.block import Domain, KeyState, Use
+from keyd.keys.block import Domain, Export, KeyState, Use
 from keyd.keys.hierarchy import (
     TerminalMasterKey,
     terminal_factor_by_code,
@@ -347,6 +348,8 @@ def _terminal_master(contents: Contents) -> tuple[TerminalMasterKey, str]:
     for held in contents.keys.values():
         header = held.header
         if header.use is Use.TERMINAL and header.state is KeyState.ACTIVE and held.key is not None:
+            if header.export is Export.NEVER:
+                raise ExportRefused(f"{header.label} may leave never, and neither what is below it")
             return TerminalMasterKey(held.key), header.label
     raise KeyNotFound("there is no active terminal master key")
 

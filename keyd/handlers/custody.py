@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -62,7 +62,7 @@ from keyd.protocol.messages.custody import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from keyd.custody.contents import Contents, HeldKey
     from keyd.custody.officers import Officer
@@ -74,11 +74,16 @@ if TYPE_CHECKING:
 
     OfficersHandler = Callable[[Any, Officer, Warden], Awaitable[Response]]
 
+T = TypeVar("T")
+
 # A part of a backup in one answer: below MAX_MESSAGE with room for what is around it.
 BACKUP_PART_BYTES: Final = 32 * 1024
 
 # Keys or proposals in one answer: some 650 bytes each, and an answer has 256 KiB at most.
 PAGE: Final = 100
+
+# Proposals that enrol a hundred terminals are longer: so many bytes of them, or of terminals, go into one answer.
+PAGE_BYTES: Final = 128 * 1024
 
 # What an officer's signed command may be, by request; it is `handles` for those with an officer instead of a session.
 OFFICERS_HANDLERS: Final[dict[type[Request[Any]], OfficersHandler]] = {}
@@ -216,8 +221,8 @@ async def list_proposals(ask: ListProposals, officer: Officer, warden: Warden) -
         if proposal.domain is officer.domain and (ask.all or not proposal.is_closed)
     ]
     found.sort(key=lambda proposal: (-proposal.proposed_at, proposal.proposal_id))
-    page = found[ask.offset : ask.offset + PAGE]
-    return ProposalList(tuple(_report(warden, proposal) for proposal in page), len(found))
+    reports = [_report(warden, proposal) for proposal in found[ask.offset : ask.offset + PAGE]]
+    return ProposalList(tuple(page_of(reports, lambda report: len(report.action))), len(found))
 
 
 @officers(ShowProposal)
@@ -292,6 +297,18 @@ async def take_backup(ask: TakeBackup, officer: Officer, warden: Warden) -> Back
 
 
 # ----------------------------------------------------------------------------------------------------------
+
+
+def page_of(reports: Sequence[T], size_of: Callable[[T], int]) -> list[T]:
+    """Return as many of these as fit into one answer: the first at least."""
+    page: list[T] = []
+    size = 0
+    for report in reports:
+        size += size_of(report)
+        if page and size > PAGE_BYTES:
+            break
+        page.append(report)
+    return page
 
 
 def warden_of(services: Services) -> Warden:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keyd.errors import NotAuthenticated
-from keyd.handlers.custody import PAGE, contents_of, officers, require_local, warden_of
+from keyd.handlers.custody import (
+    PAGE,
+    contents_of,
+    officers,
+    page_of,
+    require_local,
+    warden_of,
+)
 from keyd.handlers.registry import handles
 from keyd.protocol.messages.registry import (
     AuthorityList,
@@ -45,8 +52,8 @@ async def list_terminals(ask: ListTerminals, officer: Officer, warden: Warden) -
         if ask.state in ("any", terminal.state.value) and _has(terminal, words)
     ]
     seen = await warden.activity()
-    page = found[ask.offset : ask.offset + PAGE]
-    return TerminalList(tuple(_report(terminal, seen) for terminal in page), len(found))
+    reports = [_report(terminal, seen) for terminal in found[ask.offset : ask.offset + PAGE]]
+    return TerminalList(tuple(page_of(reports, lambda report: len(report.terminal))), len(found))
 
 
 @officers(ShowTerminal)
@@ -117,7 +124,9 @@ def _has(terminal: Terminal, words: list[str]) -> bool:
 
 
 def _report(terminal: Terminal, seen: Mapping[str, Activity]) -> TerminalReport:
-    encoded = msgspec.msgpack.encode(terminal)
+    # Whether a code is out may be known; nothing may be tried on its digest.
+    shown = msgspec.structs.replace(terminal, enrolment=b"")
+    encoded = msgspec.msgpack.encode(shown)
     one = seen.get(terminal.code)
     if one is None:
         return TerminalReport(encoded)

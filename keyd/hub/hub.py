@@ -164,7 +164,9 @@ class Hub:
         """After the registry has changed: let every terminal have the rights that it has now, or its line be cut."""
         for peer in list(self._peers.values()):
             if not self._lines.is_allowed(peer):
-                self._close(peer, "not_allowed")
+                # Not before it has its last answers: one of them may be the certificate that took this one's place.
+                peer.session.leave()
+                self._finish(peer, "not_allowed")
                 continue
             terminals.review(peer.session, now)
             if peer.session.must_close:

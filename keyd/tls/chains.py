@@ -90,6 +90,12 @@ class Anchors:
             for anchor in anchors
         ]
 
+    def joined(self, other: Anchors) -> Anchors:
+        """Return the anchors of both."""
+        both = Anchors()
+        both._anchors = self._anchors + other._anchors
+        return both
+
     def verify_untrusted(self, chain: bytes, now: int) -> ChainEnd:
         """Judge a chain, the peer's certificate first, in PEM or as DER certificates one after the other.
 

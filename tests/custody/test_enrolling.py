@@ -107,7 +107,7 @@ def make_ca(world: World, kind: str = "guomi") -> None:
     world.decide(LOCAL, act.MakeAuthority(kind, "省级 CA", 10))
 
 
-def make_master(world: World) -> None:
+def make_master(world: World, export: Export = Export.CHILD) -> None:
     world.make_key(
         LOCAL,
         name="TMK",
@@ -115,6 +115,7 @@ def make_master(world: World) -> None:
         use=Use.TERMINAL,
         levels=TERMINAL_LEVELS,
         addresses=(TERMINAL_MASTER_ADDRESS,),
+        export=export,
     )
 
 
@@ -439,6 +440,13 @@ def test_without_a_master_key_or_a_proof_by_key_there_is_none_to_give(world: Wor
         world.propose(LOCAL, act.GiveTerminalKeys(("CERT-1",), "c"))
     with pytest.raises(BadParameter, match="no officer"):
         world.propose(LOCAL, act.GiveTerminalKeys((CODE,), "nobody"))
+
+
+def test_a_master_key_that_may_never_leave_gives_no_terminal_its_key(world: World) -> None:
+    make_master(world, Export.NEVER)
+    enrol(world)
+    with pytest.raises(ExportRefused, match="never"):
+        world.propose(LOCAL, act.GiveTerminalKeys((CODE,), "c"))
 
 
 @pytest.mark.parametrize(

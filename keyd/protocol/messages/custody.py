@@ -129,7 +129,7 @@ class OfficerCommand(Request[CommandDone], frozen=True):
     officer: OfficerName
     command: Annotated[
         bytes,
-        Meta(max_length=32768, extra=HIDE, description="MessagePack of [method, params]"),
+        Meta(max_length=57344, extra=HIDE, description="MessagePack of [method, params]"),
     ]
     signature: Annotated[
         bytes, Meta(min_length=64, max_length=64, extra=HIDE, description="r ‖ s, 64 bytes")
@@ -192,7 +192,9 @@ class Propose(Request[ProposalOutcome], frozen=True):
     """Propose an action (docs/ceremony.md lists them); another security officer approves it."""
 
     action: Annotated[
-        bytes, Meta(max_length=16384, extra=HIDE, description="MessagePack map of the action")
+        # A hundred terminals in full have some 40 KiB.
+        bytes,
+        Meta(max_length=49152, extra=HIDE, description="MessagePack map of the action"),
     ]
     note: Annotated[
         str, Meta(max_length=200, extra=SHOW, description="a sentence for the others")
@@ -237,9 +239,11 @@ class EnterComponent(Request[ProposalOutcome], frozen=True):
 
 
 class Taken(Response, frozen=True):
-    """A component or a share, encrypted to the custodian's public key.
+    """A component, a share, enrolment codes or terminal keys, encrypted to the officer's public key.
 
-    Inside is "keyd component 1\\n" and the component, or "keyd share 1\\n" and the printed share.
+    Inside is "keyd component 1\\n" and the component, "keyd share 1\\n" and the printed share, or "keyd enrolment
+    codes 1\\n" or "keyd terminal keys 1\\n" and a MessagePack map of terminals' codes to enrolment codes (text) or to
+    terminal keys (16 bytes).
     """
 
     envelope: Envelope
@@ -249,7 +253,7 @@ class Taken(Response, frozen=True):
 
 
 class Take(Request[Taken], frozen=True):
-    """Take the component or the share that a proposal made for the asking custodian."""
+    """Take what a proposal made for the asking officer alone."""
 
     proposal_id: ProposalId
 
