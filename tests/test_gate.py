@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from keyd.dispatch import Pass
-from keyd.errors import Status
+from keyd.dispatch import Pass, Slow
+from keyd.errors import BadParameter, Status
 from keyd.gate import MAX_ALLOWANCE, MAX_ROLE_SETS, Gate
-from keyd.needs import Needs
-from keyd.policy import read_policy
+from keyd.keys.synthetic import synthetic_terminal_key
+from keyd.needs import GOVERNED, Needs
+from keyd.policy import NO_KEY, read_policy
 from keyd.policy.watch import SeenCards
+from keyd.protocol.commands import TABLE, Role
 from keyd.protocol.connection import Ask
 from keyd.pump._pump import SeenCards as NativeSeenCards
 from keyd.registry.synthetic import synthetic_terminal
+from keyd.registry.terminal import TerminalState
 from keyd.terminals import KnownTerminal, Session
-from tests.policy.conftest import CATALOGUE, LIMITS
+from tests.policy.conftest import CATALOGUE, LIMITS, SHIPPED
+from tests.policy.test_matrix import ALLOWED, ROLES
+from tests.proofs import terminal_proof
 from tests.pump.conftest import (
     INTERNAL_AUTHENTICATE,
     INTERNAL_CRYPTOGRAM,
@@ -26,13 +32,23 @@ from tests.pump.conftest import (
     hot,
     messages,
 )
-from tests.test_dispatch import CARD, CHALLENGE, FACTOR, PIN, Keyd, heard, status_of
+from tests.test_dispatch import (
+    CARD,
+    CHALLENGE,
+    FACTOR,
+    PIN,
+    Keyd,
+    heard,
+    status_of,
+    well_formed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from keyd.policy import PolicyFile, Strange
     from keyd.policy.watch import Seen
+    from keyd.protocol.commands import Command
 
 SECRET: Final = bytes(range(16))
 
@@ -434,3 +450,76 @@ def test_an_allowance_is_the_rates_room_and_what_was_answered_is_charged() -> No
     assert gate.allowance(asker, 0) == 0
     assert gate.allowance(asker, 1) == 10
     assert Guarded(policy_file()).gate.allowance(asker, 0) == MAX_ALLOWANCE
+
+
+# --- the whole table
+
+
+class Matrix(Guarded):
+    """A keyd with the shipped policy, and a terminal of each role in each state."""
+
+    def __init__(self) -> None:
+        super().__init__(read_policy(SHIPPED.read_bytes(), CATALOGUE))
+        self.services.terminals.load(
+            {
+                f"{role}.{state}": synthetic_terminal(f"{role}.{state}", state, roles=(role,))
+                for role in ROLES
+                for state in TerminalState
+            }
+        )
+        self.needs = Needs(self.services.profiles)
+
+    def come(self, code: str) -> tuple[Session, bool]:
+        """Let a terminal prove itself as well as it can; return its connection, and whether it is in."""
+        session, theirs = self.session(), bytes(16)
+        ours = self.ok(session, "terminal.challenge", code, theirs)[0]
+        said = self.status(
+            session,
+            "terminal.authenticate",
+            terminal_proof(synthetic_terminal_key(code), theirs, ours),
+        )
+        return session, said is Status.OK
+
+    def is_expected(self, role: str, row: Command) -> bool:
+        """Whether the expectations, which people wrote, give a role what a well-formed request of this method needs."""
+        request = msgspec.convert(well_formed(row), row.request, builtin_types=(bytes,))
+        try:
+            addresses = self.needs.of(request).addresses
+        except BadParameter:
+            # A string of the terminal library that cannot be read that far: the method alone decides.
+            return any((role, row.method) == allowed[:2] for allowed in ALLOWED)
+        return all(
+            (role, row.method, "-" if address == NO_KEY else CATALOGUE.name_of(address)) in ALLOWED
+            for address in addresses
+        )
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Matrix:
+    return Matrix()
+
+
+@pytest.mark.parametrize("state", list(TerminalState))
+@pytest.mark.parametrize("role", ROLES)
+def test_every_method_is_answered_exactly_where_role_state_and_proof_say(
+    matrix: Matrix, role: str, state: TerminalState
+) -> None:
+    """Every method of the table, for a terminal that has proven itself and for one that has not."""
+    stranger = matrix.session()
+    terminal, is_in = matrix.come(f"{role}.{state}")
+    assert is_in is (state is TerminalState.ACTIVE)
+    for row in TABLE.values():
+        if row.role is Role.ANYONE:
+            continue  # asked above; anybody may prove who they are, and fail
+        is_governed = row.role in GOVERNED
+        for session, has_proven in ((stranger, False), (terminal, is_in)):
+            (answer,) = matrix.tick((session, Ask(1, row.method, well_formed(row))))
+            said = None if isinstance(answer, Slow) else status_of(heard(answer))
+            if row.role not in GOVERNED | {Role.SELF}:
+                assert said is Status.ROLE_MISSING, row.method
+            elif not has_proven:
+                assert said is Status.NOT_AUTHENTICATED, row.method
+            else:
+                is_denied = is_governed and not matrix.is_expected(role, row)
+                assert (said is Status.NOT_ALLOWED) is is_denied, (row.method, said)
+                assert said is not Status.NOT_AUTHENTICATED, row.method

@@ -135,9 +135,13 @@ def stop(
 
     Raises:
         DomainCrossed: it is not LOCAL's officer.
+        BadParameter: the reason is not printable.
         TerminalNotFound, TerminalStateRefused: there is nothing to stop.
     """
     _require_local(officer.domain)
+    if not reason.isprintable():
+        # Neither cursor keys nor colours for whoever reads the journal on a terminal.
+        raise BadParameter("a reason is printable")
     stopped = lifecycle.stopped(contents.terminal(code), to, reason, officer.code, now)
     lmk = contents.seal.wrapping_keys[Domain.LOCAL]
     event: Event = {

@@ -51,7 +51,6 @@ _FORMULA: Final = tuple("=+-@＝＋－＠")
 _QUOTE: Final = "'"
 
 # Within a cell. No role, network or time has one.
-_SEPARATOR: Final = ";"
 # An empty list, in a column where an empty cell means the usual one.
 _NONE: Final = "none"
 
@@ -307,12 +306,12 @@ def _text(cell: str) -> str:
 
 
 def _list(cell: str) -> list[str]:
-    return [] if cell == _NONE else cell.split(_SEPARATOR)
+    return [] if cell == _NONE else cell.split(";")
 
 
 def _no_empty_list(cell: str) -> list[str]:
     # An empty cell already means it.
-    return cell.split(_SEPARATOR)
+    return cell.split(";")
 
 
 def _numbers(cell: str) -> list[int]:
@@ -385,8 +384,8 @@ _WANTED: Final = {
     "code": "a terminal's code, 1 to 32 of A-Z a-z 0-9 . _ -",
     "organisation": _WORDS,
     "region": "a region, six decimal digits",
-    "roles": f"one to eight roles in lower case, separated by {_SEPARATOR}",
-    "proofs": f"{', '.join(Proof)} or several, separated by {_SEPARATOR}",
+    "roles": "one to eight roles in lower case, separated by ;",
+    "proofs": f"{', '.join(Proof)} or several, separated by ;",
     "form": f"one of {', '.join(Form)}",
     "vendor": _WORDS,
     "model": _WORDS,
@@ -394,10 +393,10 @@ _WANTED: Final = {
     "psam_number": "a 终端机编号, 12 decimal digits (in a spreadsheet the column has to be text)",
     "psam_serial": f"hex, at most {2 * PSAM_SERIAL_BYTES} digits and two for each byte",
     "driver_version": _WORDS,
-    "generations": f"1, 2, 3 or several, separated by {_SEPARATOR}, or {_NONE}",
-    "interfaces": f"{' or '.join(Interface)} or both, separated by {_SEPARATOR}, or {_NONE}",
-    "networks": f"at most 16 networks such as 10.1.2.0/24, separated by {_SEPARATOR}",
-    "hours": f"at most 16 times such as Mon-Fri 08:00-17:30, separated by {_SEPARATOR}",
+    "generations": f"1, 2, 3 or several, separated by ;, or {_NONE}",
+    "interfaces": f"{' or '.join(Interface)} or both, separated by ;, or {_NONE}",
+    "networks": "at most 16 networks such as 10.1.2.0/24, separated by ;",
+    "hours": "at most 16 times such as Mon-Fri 08:00-17:30, separated by ;",
     "valid_from": _MOMENT,
     "valid_until": _MOMENT,
     "public_key": f"an SM2 public key, {2 * POINT_BYTES} hex digits beginning with 04",
@@ -430,7 +429,7 @@ def _cell(name: str, value: Any) -> str:
         )
     if isinstance(value, tuple):
         usual = _FIELDS[name].default
-        return _SEPARATOR.join(map(str, value)) or (_NONE if usual else "")
+        return ";".join(map(str, value)) or (_NONE if usual else "")
     return value.hex().upper() if isinstance(value, bytes) else str(value)
 
 

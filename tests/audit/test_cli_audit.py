@@ -135,7 +135,7 @@ def test_what_was_cut_shows_against_the_anchors_in_the_store(
     store.close()
     config = tmp_path / "keyd.toml"
     config.write_text(
-        f'store.url = "sqlite:///{tmp_path}/store.db"\nterminals.file = "none"\n'
+        f'store.url = "sqlite:///{tmp_path}/store.db"\npolicy.file = "none"\n'
         f'audit = {{folder = "{filled}", instance = "{journal.instance}"}}\n'
     )
     good = audit("verify", filled, "--config", config)

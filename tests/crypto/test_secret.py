@@ -36,6 +36,7 @@ ALLOWED: Final = {
     "keyd/custody/ceremony.py": "takes in components under keyd's SM2 key, and makes some that leave under custodians'",
     "keyd/custody/carrying_out.py": "takes in a key under keyd's SM2 key: a digital envelope",
     "keyd/custody/transport.py": "wraps and unwraps under a key-transport key in ECB, with a MAC over it",
+    "keyd/custody/enrolling.py": "gives terminal keys to an officer, under the officer's SM2 key",
     "keyd/cli/component.py": "loads a component that a custodian has typed, to show its check value",
     "keyd/keys/roots.py": "takes in roots that are synthetic and public",
     "keyd/keys/synthetic.py": "diversifies a terminal master key that is synthetic and public",
@@ -57,6 +58,7 @@ DOORS: Final = frozenset(
         "open_into",
         "lent_secret",
         "copy_secret",
+        "hand_over",
     }
 )
 
@@ -151,6 +153,7 @@ def test_key_bytes_enter_and_leave_at_listed_places_only() -> None:
         "transport.unwrap_ecb(octets, algorithm)",
         "kek.open_into(place, sealed, nonce, header)",
         "officer.lent_secret()",
+        "master.hand_over(factor)",
         "from keyd.crypto.secret import SecretKey as Innocent",
     ],
 )

@@ -19,6 +19,9 @@ from keyd.custody.bodies import StoreNotOurs
 from keyd.custody.proposals import Proposal
 from keyd.errors import DomainCrossed, ProposalNotFound, Refusal
 from keyd.keys.block import Domain, Export, Use
+from keyd.keys.hierarchy import TERMINAL_LEVELS, TERMINAL_MASTER_ADDRESS
+from keyd.registry.terminal import Proof, TerminalSpec
+from keyd.store.rows import Kind
 from tests.custody.world import ADDRESS, World, contents_of, envelope, kcv_of, private_key, spec
 
 if TYPE_CHECKING:
@@ -106,15 +109,25 @@ NAME_NO_KEY: Final = {
     "retire-officer",
     "rekey",
 }
+# Those about terminals: LOCAL's alone, whatever they name.
+OF_LOCAL: Final[dict[str, act.Action]] = {
+    "enrol-terminals": act.EnrolTerminals(
+        (TerminalSpec("T-2", "org", "510100", ("counter",), (Proof.SIGNATURE,)),)
+    ),
+    "activate-terminals": act.ActivateTerminals(("T-1",)),
+    "give-enrolment-codes": act.GiveEnrolmentCodes(("T-1",), "c"),
+    "give-terminal-keys": act.GiveTerminalKeys(("T-1",), "c"),
+    "make-authority": act.MakeAuthority("guomi", "CA", 10),
+}
 TAGS: Final = {kind.__struct_config__.tag for kind in get_args(act.Action)}
 NAME_A_TRANSPORT_KEY: Final = ("import-wrapped", "export", "export-child")
-NAME_A_KEY: Final = sorted(str(tag) for tag in TAGS - NAME_NO_KEY)
+NAME_A_KEY: Final = sorted(str(tag) for tag in TAGS - NAME_NO_KEY - OF_LOCAL.keys())
 
 
 def test_every_action_is_tried_here(furnished: Furnished) -> None:
     """Whoever adds an action adds it to one of the tests below."""
     tried = actions_with(furnished, Domain.SOCIAL, Domain.SOCIAL, Domain.SOCIAL)
-    assert set(tried) | NAME_NO_KEY == TAGS
+    assert set(tried) | NAME_NO_KEY | OF_LOCAL.keys() == TAGS
 
 
 @pytest.mark.parametrize("name", NAME_A_KEY)
@@ -182,6 +195,28 @@ def test_only_local_decides_on_the_seal(furnished: Furnished, mine: Domain) -> N
         furnished.world.propose(mine, act.Rekey(2, ("a", "c")))
 
 
+@pytest.mark.parametrize("name", OF_LOCAL)
+def test_only_local_decides_about_terminals(furnished: Furnished, name: str) -> None:
+    world = furnished.world
+    if "T-1" not in contents_of(world.vault).terminals:
+        known = TerminalSpec("T-1", "org", "510100", ("counter",), (Proof.KEY_BY_CODE,))
+        world.decide(Domain.LOCAL, act.EnrolTerminals((known,)))
+        world.make_key(
+            Domain.LOCAL,
+            name="TMK",
+            use=Use.TERMINAL,
+            levels=TERMINAL_LEVELS,
+            addresses=(TERMINAL_MASTER_ADDRESS,),
+            export=Export.CHILD,
+        )
+    for mine in Domain:
+        if mine is not Domain.LOCAL:
+            with pytest.raises(DomainCrossed):
+                world.propose(mine, OF_LOCAL[name])
+    proposal = world.propose(Domain.LOCAL, OF_LOCAL[name])
+    world.vault.reject(officer(furnished, Domain.LOCAL), proposal.proposal_id)
+
+
 @pytest.mark.parametrize(("mine", "theirs"), PAIRS)
 def test_custodians_officers_and_addresses_are_a_domains_own(
     furnished: Furnished, mine: Domain, theirs: Domain
@@ -207,7 +242,7 @@ def test_custodians_officers_and_addresses_are_a_domains_own(
 
 
 def tables(world: World) -> list[str]:
-    return [f"{kind}_rows" for kind in ("key", "officer", "proposal", "identity", "lmk", "seal")]
+    return [f"{kind}_rows" for kind in Kind]
 
 
 def moves(domain: Domain) -> list[tuple[str, str]]:
@@ -235,15 +270,18 @@ def test_a_row_that_is_moved_to_another_domain_is_refused(
 
 
 COLUMNS: Final = "domain, revision, body, nonce, sealed"
+KINDS: Final = [kind.value for kind in Kind]
 
 
-@pytest.mark.parametrize("source", ["key", "officer", "proposal", "identity", "lmk", "seal"])
-@pytest.mark.parametrize("target", ["key", "officer", "proposal", "identity", "lmk", "seal"])
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
 def test_a_row_is_no_row_of_another_kind_and_none_of_another_id(
     world: World, source: str, target: str
 ) -> None:
     """Copied into another table, or in its own under another id, it does not open."""
     world.make_key()
+    world.decide(Domain.LOCAL, OF_LOCAL["enrol-terminals"])
+    world.decide(Domain.LOCAL, OF_LOCAL["make-authority"])
     new_id = "id" if source != target else "X'00112233445566778899AABBCCDDEEFF'"
     altered(
         world,

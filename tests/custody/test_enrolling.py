@@ -180,6 +180,14 @@ def test_one_officer_stops_a_terminal_at_once(world: World, to: str, by: str) ->
     assert events(world)[-1]["event"] == f"terminal.{to}"
 
 
+def test_a_reason_is_something_to_read(world: World) -> None:
+    enrol(world)
+    for reason in ("\x1b[2J", "line\nline", "\x00"):
+        with pytest.raises(BadParameter, match="printable"):
+            world.vault.stop_terminal(world.officer(LOCAL, "e"), CODE, TerminalState.LOST, reason)
+    assert terminal(world).state is TerminalState.ACTIVE
+
+
 def test_who_is_neither_security_officer_nor_operator_stops_nothing(world: World) -> None:
     enrol(world)
     with pytest.raises(RoleMissing):

@@ -90,14 +90,7 @@ class StopTerminal(Request[TerminalReport], frozen=True):
     code: TerminalCode
     state: StoppedState
     reason: Annotated[
-        str,
-        Meta(
-            max_length=128,
-            # Neither cursor keys nor colours for whoever reads the journal in a terminal.
-            pattern=r"\A[^\x00-\x1f\x7f]*\Z",
-            extra=SHOW,
-            description="for who reads it later",
-        ),
+        str, Meta(max_length=128, extra=SHOW, description="for who reads it later; printable")
     ] = ""
 
 
