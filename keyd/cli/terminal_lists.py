@@ -37,7 +37,7 @@ def listed_terminals(
     Raises:
         RemoteProtocolError: a newer keyd has one that this program does not know.
     """
-    reports = all_terminals(officer, search=search, state=state or "")
+    reports = all_terminals(officer, search=search, state=state or "any")
     return [listed(report) for report in reports]
 
 

@@ -37,6 +37,7 @@ _USES: Final = {
     Use.TAC: "TAC",
     Use.STARTING_DAY: "starting day 年度起始日",
     Use.TRANSPORT: "transport of other keys 密钥传输",
+    Use.TERMINAL: "terminal keys 终端密钥",
 }
 _TIERS: Final = {
     Tier.NATIONAL: "national 全国",

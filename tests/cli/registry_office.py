@@ -136,7 +136,7 @@ class Office:
                     reason=request.reason,
                 )
                 self.terminals[request.code] = stopped
-                return custody.Done()
+                return self._report(stopped)
             case registry.ListAuthorities():
                 return registry.AuthorityList(self.authorities)
         raise AssertionError(request)
@@ -220,7 +220,7 @@ class Office:
             terminal
             for code, terminal in sorted(self.terminals.items())
             if request.search in code + terminal.spec.organisation + terminal.spec.region
-            and request.state in ("", terminal.state)
+            and request.state in ("any", terminal.state)
         ]
         page = found[request.offset : request.offset + PAGE]
         return registry.TerminalList(tuple(map(self._report, page)), len(found))

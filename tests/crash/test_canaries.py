@@ -304,7 +304,7 @@ def test_no_secret_is_in_what_keyd_writes_says_or_leaves_in_memory(
         daemon.ready()
         heard = Heard(daemon)
         ask_everything(heard, canaries)
-        assert {"COMPONENT_REFUSED", "KEY_NOT_FOUND", "NOT_SEALED"} <= heard.statuses
+        assert {"COMPONENT_REFUSED", "NOT_ALLOWED", "NOT_SEALED"} <= heard.statuses
         require_memory(daemon, canaries, tmp_path, is_sealed=False)
         operations = re.search(r'"operations": "([^"]+)"', daemon.said())
         assert operations is not None

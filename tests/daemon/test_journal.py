@@ -161,7 +161,7 @@ def test_when_an_answer_is_there_its_record_is(
         (packed([0, 1, INTERNAL_CRYPTOGRAM, []]), [use(INTERNAL_CRYPTOGRAM, 102, None, bytes(16))]),
         (
             packed([0, 1, INTERNAL_CRYPTOGRAM, [*item, 0xFFFF]]),
-            [use(INTERNAL_CRYPTOGRAM, 300, None)],
+            [use(INTERNAL_CRYPTOGRAM, 205, None)],
         ),
         (packed([0, 1, "card.pin_unblock", item[:2]]), [use("card.pin_unblock", 0, label(0x0173, Use.MESSAGING))]),
         (

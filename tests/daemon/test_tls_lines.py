@@ -497,7 +497,7 @@ def test_an_end_within_a_message_is_told(keyd: Keyd) -> None:
 def test_a_damaged_record_ends_the_line_and_nothing_before_it_is_half_done(keyd: Keyd) -> None:
     peer, bystander = keyd.peer(), keyd.peer("DEV-0002")
     peer.authenticate()
-    bystander.authenticate()
+    bystander.authenticate("DEV-0002")
     good = peer.line.send(peer.encode(*RANDOM))
     damaged = bytearray(peer.line.send(peer.encode(*RANDOM)))
     damaged[-1] ^= 1
