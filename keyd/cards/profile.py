@@ -78,6 +78,9 @@ class ProfileKey(Struct, frozen=True):
     card_key_id: int | None
     # Length of the key on a DES card, in bytes; other algorithms have 16 always.
     des_bytes: int
+    # What a PSAM calls it: its type, and its id or, of a purchase key, its version.
+    psam_type: int = 0
+    psam_id: int = 0
 
     def algorithm(self, card_algorithm: CardAlgorithm) -> Algorithm:
         """The block cipher of this key on a card of that algorithm."""

@@ -29,6 +29,8 @@ class _AddressRow(Struct, frozen=True):
     """A line of the table of key addresses, as text. Columns that keyd does not use are let be."""
 
     address_hex: Annotated[str, Meta(pattern=r"\A[0-9A-F]{4}\Z")]
+    psam_type_hex: Annotated[str, Meta(pattern=r"\A[0-9A-F]{2}\Z")]
+    psam_id_or_version_hex: Annotated[str, Meta(pattern=r"\A[0-9A-F]{2}\Z")]
     len_dec: Annotated[str, Meta(pattern=r"\A0?(8|16)\Z")]
     set: Annotated[str, Meta(pattern=r"\A0?[1-3]\Z")]
     name: Annotated[str, Meta(min_length=1)]
@@ -60,14 +62,20 @@ def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
 
 
 def _load_profile(folder: Traversable, name: str) -> Profile:
-    file = msgspec.convert(_read_merged(folder, name, ()), ProfileFile)
+    file = msgspec.convert(read_merged(folder, name), ProfileFile)
     if file.card_diversifier not in CARD_DIVERSIFIERS:
         raise ValueError(f"no card diversifier is called {file.card_diversifier!r}")
     _check_names(file)
     return Profile(file, _read_addresses(folder / file.addresses, file.keys))
 
 
-def _read_merged(folder: Traversable, name: str, extending: tuple[str, ...]) -> dict[str, Any]:
+def read_merged(folder: Traversable, name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a TOML file and those that it extends, as one table.
+
+    Raises:
+        ValueError: it is no TOML, or the files extend each other in a circle.
+        OSError: one cannot be read.
+    """
     if name in extending:
         raise ValueError(f"{' extends '.join((*extending, name))}")
     own = tomllib.loads((folder / name).read_text(encoding="utf-8"))
@@ -76,7 +84,7 @@ def _read_merged(folder: Traversable, name: str, extending: tuple[str, ...]) -> 
         return own
     if not isinstance(base_name, str):
         raise ValueError("extends names a file")  # noqa: TRY004 - of the user's, not of ours
-    return _merge(_read_merged(folder, base_name, (*extending, name)), own)
+    return _merge(read_merged(folder, base_name, (*extending, name)), own)
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +126,8 @@ def _read_addresses(
             application=application,
             card_key_id=key.card_key_id,
             des_bytes=int(row.len_dec),
+            psam_type=int(row.psam_type_hex, 16),
+            psam_id=int(row.psam_id_or_version_hex, 16),
         )
     missing = places.keys() - {key.name for key in addresses.values()}
     if missing:

@@ -29,6 +29,7 @@ from keyd.cli.init import init
 from keyd.cli.proposals import approve, proposals, reject
 from keyd.cli.selftest import selftest
 from keyd.cli.status import status
+from keyd.cli.vpcd import vpcd
 from keyd.client import ConnectionLost
 from keyd.config import ConfigError
 from keyd.errors import LocalProtocolError, Refusal, RemoteProtocolError
@@ -77,6 +78,7 @@ app.command()(demo)
 app.command()(status)
 app.command(context_settings=_PASS_THROUGH, add_help_option=False)(call)
 app.command()(selftest)
+app.command()(vpcd)
 app.add_typer(audit.app, name="audit")
 app.add_typer(policy.policy, name="policy")
 

@@ -10,6 +10,7 @@ pickles or compares its bytes. They are drawn in locked memory (`generate`) or e
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from keyd.crypto.algorithms import BLOCK_BYTES, Algorithm, require_software
@@ -111,6 +112,28 @@ class SecretKey:
         """Return the last block of a CBC encryption. The caller has padded and will truncate or fold."""
         return self.handle.cbc_mac(blocks, iv)
 
+    def retail_chain(self, blocks: bytes, iv: bytes) -> bytes:
+        """Return the chaining value, 8 bytes, of all but the end of a retail MAC: CBC under the left half.
+
+        Raises:
+            ValueError: this is no 3DES key, or these are no whole blocks.
+        """
+        return self.handle.left_half().cbc_mac(blocks, iv)
+
+    def retail_mac(self, blocks: bytes, iv: bytes) -> bytes:
+        """Return the retail MAC (ISO/IEC 9797-1, algorithm 3) of a 3DES key, 8 bytes.
+
+        CBC under the left half, and the last block under the whole key. The caller has padded and will truncate.
+
+        Raises:
+            ValueError: this is no 3DES key, or these are no whole blocks.
+        """
+        left = self.handle.left_half()
+        before, last = blocks[:-8], blocks[-8:]
+        chain = left.cbc_mac(before, iv) if before else iv
+        # What 3DES does to one block is the end of the retail MAC: left half, back under the right, left again.
+        return self.handle.encrypt(bytes(map(operator.xor, chain, last)))
+
     def wrap(self, key: SecretKey, nonce: bytes, header: bytes) -> bytes:
         """Encrypt another key under this SM4 key (GCM) and bind the header to it.
 
@@ -183,6 +206,23 @@ class SecretKey:
         require_software(algorithm)
         handle = self.handle.unwrap_ecb(ciphertext, _NATIVE[algorithm])
         return SecretKey(algorithm, handle)
+
+    def unwrap_within(
+        self, ciphertext: bytes, offset: int, algorithm: Algorithm
+    ) -> tuple[bytes, SecretKey]:
+        """Decrypt whole blocks (ECB) of which the bytes from an offset on are a key, straight into locked memory.
+
+        Returns the plaintext, at most 256 bytes, with zeros in the key's place, and the key. Nothing authenticates
+        either: the caller has checked a MAC over the ciphertext.
+
+        Raises:
+            ValueError: the ciphertext is no whole number of blocks or longer than 256 bytes, or has no room for the
+                key there.
+            AlgorithmNotSupported: for SSF33 and SM1.
+        """
+        require_software(algorithm)
+        around, handle = self.handle.unwrap_within(ciphertext, offset, _NATIVE[algorithm])
+        return around, SecretKey(algorithm, handle)
 
     def xor(self, other: SecretKey) -> SecretKey:
         """Return this key XOR another of the same algorithm: how the components of a key are put together.

@@ -68,6 +68,10 @@ _TDES_KEY: Final = _hex("0123456789ABCDEFFEDCBA9876543210")
 _TDES_PLAINTEXT: Final = _hex("0123456789ABCDE7")
 _TDES_CIPHERTEXT: Final = _hex("7F1D0A77826B8AFF")
 
+# ISO/IEC 9797-1, algorithm 3, padding method 1, under the same key.
+_RETAIL_DATA: Final = b"Now is the time for all "
+_RETAIL_MAC: Final = _hex("A1C72E74EA3FA9B6")
+
 _DES_KEY: Final = _hex("133457799BBCDFF1")
 _DES_PLAINTEXT: Final = _hex("0123456789ABCDEF")
 _DES_CIPHERTEXT: Final = _hex("85E813540F0AB405")
@@ -211,6 +215,7 @@ def _tdes() -> None:
     key = SecretKey.load(Algorithm.TDES, _TDES_KEY)
     _require(key.encrypt(_TDES_PLAINTEXT) == _TDES_CIPHERTEXT, "encrypts wrongly")
     _require(key.decrypt(_TDES_CIPHERTEXT) == _TDES_PLAINTEXT, "decrypts wrongly")
+    _require(key.retail_mac(_RETAIL_DATA, bytes(8)) == _RETAIL_MAC, "makes wrong retail MACs")
 
 
 def _des() -> None:

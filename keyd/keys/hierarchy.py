@@ -20,7 +20,7 @@ from keyd.crypto.sm3 import sm3
 from keyd.errors import BadParameter, TooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from keyd.crypto.native._core import KeyHandle
 
@@ -136,10 +136,45 @@ class _Level:
         return key.encrypt_to_key(blocks, key.algorithm)
 
 
+class CipherKey(_Level):
+    """The key under which a PSAM ciphers whole blocks for its terminal (CIPHER DATA)."""
+
+    __slots__ = ()
+
+    @property
+    def block_bytes(self) -> int:
+        """16, or 8 for DES and 3DES."""
+        return self._key.block_bytes
+
+    def encrypt(self, blocks: bytes) -> bytes:
+        """Encrypt whole blocks, each on its own."""
+        return self._key.encrypt(blocks)
+
+    def chain(self, blocks: bytes, iv: bytes) -> bytes:
+        """Take whole blocks of a MAC that are not its last, and return the chaining value, one block."""
+        key = self._key
+        if key.algorithm is Algorithm.TDES:
+            return key.retail_chain(blocks, iv)
+        return key.cbc_mac(blocks, iv)
+
+    def finish(self, blocks: bytes, iv: bytes) -> bytes:
+        """Take the last whole blocks of a MAC and return it, one block: a retail MAC under 3DES, CBC otherwise."""
+        key = self._key
+        return (
+            key.retail_mac(blocks, iv)
+            if key.algorithm is Algorithm.TDES
+            else key.cbc_mac(blocks, iv)
+        )
+
+
 class SessionKey(_Level):
     """One exchange's key (过程密钥)."""
 
     __slots__ = ()
+
+    def cipher(self) -> CipherKey:
+        """Return this key for a PSAM's CIPHER DATA."""
+        return CipherKey(self._key)
 
     def cryptogram(self, challenge: bytes) -> bytes:
         """Return the cryptogram (鉴别数据), 8 bytes, over an 8-byte challenge (原信息)."""
@@ -157,7 +192,7 @@ class SessionKey(_Level):
         """Encrypt a command's data: LD ‖ plaintext, padded with 80 00… only if not whole blocks."""
         data = bytes([len(plaintext)]) + plaintext
         if len(data) % self._key.block_bytes:
-            data = _pad(data, self._key.block_bytes)
+            data = pad(data, self._key.block_bytes)
         return self._key.encrypt(data)
 
     def protect(self, header: bytes, plaintext: bytes, *, encrypt: bool) -> bytes:
@@ -183,6 +218,10 @@ class CardKey(_Level):
     """One card's key for one usage."""
 
     __slots__ = ()
+
+    def cipher(self) -> CipherKey:
+        """Return this key for a PSAM's CIPHER DATA, in the dialect that derives no session key."""
+        return CipherKey(self._key)
 
     def derive(self, session_factor: bytes) -> SessionKey:
         """Derive the session key from a session factor (过程因子) of 4 or 8 bytes, or 16 for 16-byte blocks.
@@ -265,6 +304,26 @@ def city_key(root: RootKey, region: Region) -> CityKey:
     if isinstance(root, ProvincialKey):
         root = root.diversify(region)
     return root
+
+
+def levels_of(root: RootKey) -> int:
+    """Return how many levels a root stands above its cards: 3, 2 or 1."""
+    return next(levels for levels, root_type in _ROOT_TYPES.items() if isinstance(root, root_type))
+
+
+def card_key(root: RootKey, diversifiers: Sequence[bytes]) -> CardKey:
+    """Diversify a root to a card's key by diversifiers as a terminal gives them to its PSAM, the highest level first.
+
+    Raises:
+        BadParameter: there are not as many as the root has levels, or one has not 8 bytes.
+    """
+    if len(diversifiers) != levels_of(root):
+        raise BadParameter("a root takes one diversifier for each of its levels")
+    # No level's own verb: those know which region they diversify for, and a PSAM knows no regions.
+    level: _Level = root
+    for diversifier in diversifiers:
+        level = CardKey(level._diversified(diversifier))  # noqa: SLF001 - the same module
+    return CardKey(level._key)  # noqa: SLF001 - the same module
 
 
 def child_root(root: RootKey, region: Region) -> SecretKey:
@@ -354,14 +413,19 @@ def _fold(block: bytes) -> bytes:
     return (number >> 64 ^ number & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
 
 
-def _pad(data: bytes, block_bytes: int) -> bytes:
+def short_mac(last: bytes) -> bytes:
+    """Return the 4 bytes that stand for a MAC's last block: the left ones of 8, the four words of 16 XORed."""
+    if len(last) == 8:
+        return last[:MAC_BYTES]
+    a, b, c, d = (int.from_bytes(last[i : i + 4], "big") for i in (0, 4, 8, 12))
+    return (a ^ b ^ c ^ d).to_bytes(4, "big")
+
+
+def pad(data: bytes, block_bytes: int) -> bytes:
+    """Fill data up to whole blocks with 80 00…, always with the 80."""
     data += b"\x80"
     return data + bytes(-len(data) % block_bytes)
 
 
 def _mac(key: SecretKey, data: bytes) -> bytes:
-    last = key.cbc_mac(_pad(data, key.block_bytes), bytes(key.block_bytes))
-    if key.block_bytes == 8:
-        return last[:MAC_BYTES]
-    a, b, c, d = (int.from_bytes(last[i : i + 4], "big") for i in (0, 4, 8, 12))
-    return (a ^ b ^ c ^ d).to_bytes(4, "big")
+    return short_mac(key.cbc_mac(pad(data, key.block_bytes), bytes(key.block_bytes)))

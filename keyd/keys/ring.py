@@ -217,6 +217,18 @@ class KeyRing:
         self.look_at_clock()
         return self._resolve(ref).header
 
+    def lend(self, ref: CardKeyRef) -> RootKey:
+        """Return the root that answers for a reference, for who plays a PSAM with it; that is one use of it.
+
+        The reference's region and diversifier do not matter: a PSAM's terminal brings its own.
+
+        Raises:
+            As `answering`, and KeyExhausted: it has been used as often as it may be.
+        """
+        self.look_at_clock()
+        self._count(ref)
+        return _root_of_cards(self._resolve(ref))
+
     def look_at_clock(self) -> None:
         """Decide for this moment from now on; if something is decided otherwise than before, it is another epoch."""
         self._at = self._now()
@@ -231,10 +243,7 @@ class KeyRing:
         return ends | {header.valid_from for header in headers}
 
     def _open_city(self, ref: CardKeyRef) -> KeyHandle:
-        loaded = self._resolve(ref)
-        if isinstance(loaded.root, TerminalMasterKey):
-            raise KeyUsageRefused(f"{loaded.header.label} is above terminals and no card's root")
-        return city_key(loaded.root, ref.region).handle
+        return city_key(_root_of_cards(self._resolve(ref)), ref.region).handle
 
     def _prove(self, task: ProofTask) -> bytes:
         ref = task.key
@@ -325,6 +334,12 @@ class KeyRing:
     def _is_valid(self, header: KeyHeader) -> bool:
         has_begun = header.valid_from <= self._at
         return has_begun and (not header.valid_until or self._at < header.valid_until)
+
+
+def _root_of_cards(loaded: LoadedKey) -> RootKey:
+    if isinstance(loaded.root, TerminalMasterKey):
+        raise KeyUsageRefused(f"{loaded.header.label} is above terminals and no card's root")
+    return loaded.root
 
 
 def _require_room(versions: Mapping[int, LoadedKey], header: KeyHeader, address: int) -> None:

@@ -64,3 +64,11 @@ def _scalar(label: bytes) -> bytes:
     # The first bit away: far below the order of the curve.
     digest = sm3(label)
     return bytes([digest[0] & 0x7F]) + digest[1:]
+
+
+_PSAM_LABEL: Final = b"keyd synthetic PSAM master key: public, never in a real PSAM"
+
+
+def synthetic_psam_master_key(algorithm: Algorithm) -> bytes:
+    """Return the synthetic master key of a PSAM's environment: 16 bytes."""
+    return sm3(_PSAM_LABEL + algorithm.value.encode())[: KEY_BYTES[algorithm]]

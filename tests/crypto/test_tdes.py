@@ -99,5 +99,45 @@ def test_the_tac_key_is_left_xor_right(left: bytes, right: bytes) -> None:
 
 @pytest.mark.parametrize(("algorithm", "length"), [(Algorithm.SM4, 16), (Algorithm.DES, 8)])
 def test_only_3des_keys_have_halves(algorithm: Algorithm, length: int) -> None:
+    key = SecretKey.load(algorithm, bytes(length))
     with pytest.raises(ValueError, match="only a 3DES key"):
-        SecretKey.load(algorithm, bytes(length)).xor_halves()
+        key.xor_halves()
+    with pytest.raises(ValueError, match="only a 3DES key"):
+        key.retail_mac(bytes(16), bytes(8))
+    with pytest.raises(ValueError, match="only a 3DES key"):
+        key.retail_chain(bytes(16), bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("data", "mac"),
+    [
+        (b"Now is the time for all ", "A1C72E74EA3FA9B6"),
+        (b"Now is the time for all \x80" + bytes(7), "E9086230CA3BE796"),
+        (b"Now is the time for it" + bytes(2), "2E2B1428CC78254F"),
+        (b"Now is the time for it\x80\0", "5A692CE64F404145"),
+    ],
+)
+def test_the_retail_macs_of_iso_9797(data: bytes, mac: str) -> None:
+    # ISO/IEC 9797-1, algorithm 3, with padding methods 1 and 2.
+    key = SecretKey.load(Algorithm.TDES, bytes.fromhex("0123456789ABCDEFFEDCBA9876543210"))
+    assert key.retail_mac(data, bytes(8)).hex().upper() == mac
+
+
+@given(left=halves, right=halves, data=st.lists(blocks, min_size=1, max_size=6), iv=halves)
+def test_a_retail_mac_is_cbc_under_the_left_half_and_ede_at_the_end(
+    left: bytes, right: bytes, data: list[bytes], iv: bytes
+) -> None:
+    message = b"".join(data)
+    key = SecretKey.load(Algorithm.TDES, left + right)
+    one, two = (SecretKey.load(Algorithm.DES, half) for half in (left, right))
+    last = one.cbc_mac(message, iv)
+    assert key.retail_chain(message, iv) == last
+    assert key.retail_mac(message, iv) == one.encrypt(two.decrypt(last))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 9, 15])
+def test_a_retail_mac_takes_whole_blocks(length: int) -> None:
+    key = SecretKey.load(Algorithm.TDES, bytes(range(16)))
+    for mac in (key.retail_mac, key.retail_chain):
+        with pytest.raises(ValueError, match="whole blocks"):
+            mac(bytes(length), bytes(8))

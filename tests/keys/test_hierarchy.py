@@ -20,6 +20,7 @@ from keyd.keys.hierarchy import (
     CARD_DIVERSIFIERS,
     MAX_PROTECTED_DATA,
     CardKey,
+    CipherKey,
     CityKey,
     NationalKey,
     ProvincialKey,
@@ -507,8 +508,9 @@ def wrong(
         (NationalKey, {"diversify"}),
         (ProvincialKey, {"diversify"}),
         (CityKey, {"diversify", "handle"}),
-        (CardKey, {"derive", "tac"}),
-        (SessionKey, {"cryptogram", "mac", "encipher", "protect"}),
+        (CardKey, {"derive", "tac", "cipher"}),
+        (SessionKey, {"cryptogram", "mac", "encipher", "protect", "cipher"}),
+        (CipherKey, {"block_bytes", "encrypt", "chain", "finish"}),
     ],
 )
 def test_each_level_has_its_own_verbs_at_run_time_too(

@@ -93,6 +93,12 @@ cdef extern from "key.h" nogil:
     arena_status key_decrypt_to_key(
         const arena_cell *cell, const uint8_t *data, arena_algorithm algorithm, arena_handle *made)
     arena_status key_xor_halves(const arena_cell *cell, arena_handle *made)
+    enum:
+        KEY_MAX_AROUND
+    arena_status key_left_half(const arena_cell *cell, arena_handle *made)
+    arena_status key_decrypt_key_within(
+        const arena_cell *cell, const uint8_t *data, size_t length, size_t offset, arena_algorithm algorithm,
+        uint8_t *around, arena_handle *made)
     arena_status key_generate(arena_algorithm algorithm, arena_handle *made)
     arena_status key_xor(const arena_cell *cell, const arena_cell *other, arena_handle *made, int *is_weak)
     void key_encrypt_key(const arena_cell *cell, const arena_cell *key, uint8_t *out)
@@ -364,6 +370,18 @@ cdef class KeyHandle:
         _require(status)
         return _owned(ARENA_DES, made)
 
+    def left_half(self):
+        """Return the left half of a 3DES key, as a DES key."""
+        cdef const arena_cell *cell
+        cdef arena_handle made
+        if self.algorithm != ARENA_TDES:
+            raise ValueError("only a 3DES key has two halves")
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = key_left_half(cell, &made)
+        arena_unpin(cell)
+        _require(status)
+        return _owned(ARENA_DES, made)
+
     def xor(self, KeyHandle other not None):
         """Return this key XOR another of the same algorithm: how components make a key.
 
@@ -430,6 +448,31 @@ cdef class KeyHandle:
         arena_unpin(cell)
         _require(status)
         return _owned(made_algorithm, made)
+
+    def unwrap_within(self, bytes ciphertext not None, size_t offset, int algorithm):
+        """Decrypt whole blocks (ECB), of which the bytes from an offset on are a key.
+
+        Returns the plaintext, at most 256 bytes, with zeros in the key's place, and the key.
+
+        Raises:
+            ValueError: the ciphertext is no whole number of blocks or too long, or the key is not within it.
+        """
+        cdef arena_algorithm made_algorithm = _algorithm(algorithm)
+        cdef size_t length = self._require_whole_blocks(ciphertext)
+        cdef const arena_cell *cell
+        cdef arena_handle made
+        if length > KEY_MAX_AROUND:
+            raise ValueError(f"a key stands within at most {KEY_MAX_AROUND} bytes")
+        if offset > length or length - offset < arena_key_bytes(made_algorithm):
+            raise ValueError(f"a {_NAMES[algorithm]} key has {arena_key_bytes(made_algorithm)} bytes")
+        cdef bytes around = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
+        _require(arena_pin(self._handle, &cell))
+        cdef arena_status status = key_decrypt_key_within(
+            cell, <const uint8_t *>PyBytes_AS_STRING(ciphertext), length, offset, made_algorithm,
+            <uint8_t *>PyBytes_AS_STRING(around), &made)
+        arena_unpin(cell)
+        _require(status)
+        return around, _owned(made_algorithm, made)
 
     def wrap(self, KeyHandle key not None, bytes nonce not None, bytes header not None):
         """Encrypt another key under this SM4 key (GCM) and bind the header to it.

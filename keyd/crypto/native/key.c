@@ -111,6 +111,30 @@ arena_status key_decrypt_to_key(const arena_cell *cell, const uint8_t *in, arena
     return status;
 }
 
+arena_status key_left_half(const arena_cell *cell, arena_handle *made)
+{
+    return arena_take(ARENA_DES, cell->key, made);
+}
+
+arena_status key_decrypt_key_within(const arena_cell *cell, const uint8_t *in, size_t length, size_t offset,
+                                    arena_algorithm algorithm, uint8_t *around, arena_handle *made)
+{
+    struct {
+        sm4_schedule reversed;
+        uint8_t plain[KEY_MAX_AROUND];
+    } *scratch = arena_scratch_take();
+
+    *made = 0;
+    if (!scratch)
+        return ARENA_GONE;
+    decrypt(cell, &scratch->reversed, in, scratch->plain, length);
+    arena_status status = arena_take(algorithm, scratch->plain + offset, made);
+    memset(scratch->plain + offset, 0, arena_key_bytes(algorithm));
+    memcpy(around, scratch->plain, length);
+    arena_scratch_give(scratch, sizeof *scratch);
+    return status;
+}
+
 void key_encrypt_key(const arena_cell *cell, const arena_cell *key, uint8_t *out)
 {
     key_encrypt(cell, key->key, out, arena_key_bytes((arena_algorithm)key->algorithm));

@@ -31,6 +31,17 @@ arena_status key_xor_halves(const arena_cell *cell, arena_handle *made);
 arena_status key_decrypt_to_key(const arena_cell *cell, const uint8_t *in, arena_algorithm algorithm,
                                 arena_handle *made);
 
+/* The left half of a 3DES key, as a DES key. */
+arena_status key_left_half(const arena_cell *cell, arena_handle *made);
+
+/* The most that is decrypted around a key: a short APDU carries no more. */
+#define KEY_MAX_AROUND 256
+
+/* Decrypt length bytes, at most KEY_MAX_AROUND, in the midst of which, at that offset, a key of the algorithm stands.
+ * Around gets the plaintext with zeros in the key's place. */
+arena_status key_decrypt_key_within(const arena_cell *cell, const uint8_t *in, size_t length, size_t offset,
+                                    arena_algorithm algorithm, uint8_t *around, arena_handle *made);
+
 /* Another key's bytes, encrypted in whole blocks (ECB). Callers have seen to it that they are such. */
 void key_encrypt_key(const arena_cell *cell, const arena_cell *key, uint8_t *out);
 

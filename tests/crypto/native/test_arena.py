@@ -94,11 +94,15 @@ def test_use_after_free_is_refused_whoever_has_the_cell(use: str) -> None:
     assert heir.kcv() == load(bytes(16)).kcv()
 
 
-def test_xor_halves_of_a_freed_key_is_refused() -> None:
+def test_no_key_is_made_of_a_freed_key() -> None:
     key = _core.load(_core.TDES, MATERIAL)
     key.free()
     with pytest.raises(_core.KeyGone):
         key.xor_halves()
+    with pytest.raises(_core.KeyGone):
+        key.left_half()
+    with pytest.raises(_core.KeyGone):
+        key.unwrap_within(MATERIAL, 0, _core.DES)
 
 
 def test_freeing_twice_is_refused_and_frees_nothing_else() -> None:

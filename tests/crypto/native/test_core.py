@@ -109,6 +109,62 @@ def test_the_tac_key_is_left_xor_right(reference: Reference, material: bytes) ->
     assert folded.encrypt(MATERIAL) == theirs.xor_halves().encrypt(MATERIAL)
 
 
+@given(material=materials)
+def test_the_left_half(reference: Reference, material: bytes) -> None:
+    theirs = reference.key(Algorithm.TDES, material)
+    half = theirs.handle().left_half()
+    assert half.algorithm == _core.DES
+    right = reference.key(Algorithm.DES, material[:8])
+    assert half.encrypt(MATERIAL) == right.encrypt(MATERIAL)
+
+
+@software
+@given(
+    material=materials,
+    inside=materials,
+    blocks=st.integers(1, 16),
+    offset=st.integers(0, 256),
+    kind=st.sampled_from([Algorithm.SM4, Algorithm.TDES, Algorithm.DES]),
+)
+def test_a_key_within_other_bytes_is_taken_out_and_nothing_else(
+    algorithm: Algorithm,
+    reference: Reference,
+    material: bytes,
+    inside: bytes,
+    blocks: int,
+    offset: int,
+    kind: Algorithm,
+) -> None:
+    theirs = reference.key(algorithm, material)
+    length = blocks * BLOCK_BYTES[algorithm]
+    key = inside[: KEY_BYTES[kind]]
+    plain = bytes((7 * i + 1) % 256 for i in range(length))
+    number = reference.numbers[kind]
+    if offset + len(key) > length:
+        with pytest.raises(ValueError, match="key has"):
+            theirs.handle().unwrap_within(theirs.encrypt(plain), offset, number)
+        return
+    with_key = plain[:offset] + key + plain[offset + len(key) :]
+    around, made = theirs.handle().unwrap_within(theirs.encrypt(with_key), offset, number)
+    assert around == plain[:offset] + bytes(len(key)) + plain[offset + len(key) :]
+    assert made.algorithm == number
+    assert made.encrypt(MATERIAL) == reference.key(kind, key).encrypt(MATERIAL)
+
+
+def test_a_key_stands_within_a_short_command_at_most() -> None:
+    key = _core.load(_core.SM4, MATERIAL)
+    key.unwrap_within(bytes(256), 240, _core.SM4)
+    with pytest.raises(ValueError, match="256 bytes"):
+        key.unwrap_within(bytes(272), 0, _core.SM4)
+    for length in (0, 15, 17):
+        with pytest.raises(ValueError, match="whole blocks"):
+            key.unwrap_within(bytes(length), 0, _core.SM4)
+    with pytest.raises(OverflowError):
+        key.unwrap_within(bytes(16), -1, _core.DES)
+    with pytest.raises(ValueError, match="SM4 key has"):
+        key.unwrap_within(bytes(16), 2**63, _core.SM4)
+
+
 # --- wrapping
 
 
@@ -221,6 +277,8 @@ def test_only_3des_keys_have_halves() -> None:
     for number, length in ((_core.SM4, 16), (_core.DES, 8)):
         with pytest.raises(ValueError, match="only a 3DES key"):
             _core.load(number, bytes(length)).xor_halves()
+        with pytest.raises(ValueError, match="only a 3DES key"):
+            _core.load(number, bytes(length)).left_half()
 
 
 @pytest.mark.parametrize("number", [-1, 0, 4, 2**31 - 1])
