@@ -22,6 +22,7 @@ from keyd.protocol.commands import BY_REQUEST
 from keyd.protocol.connection import ClientConnection
 from keyd.protocol.messages.terminal import KeydAuthentic, RequestChallenge
 from keyd.protocol.proof import CHALLENGE_BYTES
+from tests.founded import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 KEYD: Final = (
     *(sys.executable, "-m", "keyd.daemon", "--dev"),
     *("--tcp", "127.0.0.1:0", "--operations", "127.0.0.1:0"),
+    # A keyd that enforces a policy, as every one does in production: one that allows what is asked, and counts.
+    *("--policy", str(EVERYTHING)),
 )
 NAIVE: Final = (sys.executable, "-m", "bench.naive")
 ECHO: Final = (sys.executable, "-m", "bench.echo")

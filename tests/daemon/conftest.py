@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,12 +18,12 @@ from keyd.client import parse_address
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.keys.roots import synthetic
 from keyd.keys.synthetic import synthetic_terminal_key
-from keyd.registry.synthetic import synthetic_terminals
+from keyd.registry.synthetic import synthetic_terminal
 from tests.founded import EVERYTHING, founded_store
 from tests.proofs import terminal_proof
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 
@@ -72,11 +73,15 @@ class RawPeer:
 
     def authenticate(self, code: str = "DEV-0001") -> None:
         """Prove a terminal with its synthetic key."""
+        assert self.prove(code) == "OK"
+
+    def prove(self, code: str = "DEV-0001") -> str:
+        """Try to prove a terminal with its synthetic key; return the status."""
         ours = secrets.token_bytes(16)
         theirs = self.ask("terminal.challenge", code, ours)[3][0]
         proof = terminal_proof(synthetic_terminal_key(code), ours, theirs)
         error = self.ask("terminal.authenticate", proof)[2]
-        assert error is None, error
+        return "OK" if error is None else str(error[1])
 
     def close(self) -> None:
         """Hang up."""
@@ -97,19 +102,34 @@ def raw() -> Iterator[Callable[[str], RawPeer]]:
 
 
 class WriteConfig(Protocol):
-    """Write a configuration with synthetic keys, and return the daemon's arguments."""
+    """Write a configuration with synthetic keys, and return the daemon's arguments.
 
-    def __call__(self, *lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]: ...
+    Terminals have the role that may everything, or the roles that a mapping says.
+    """
+
+    def __call__(
+        self,
+        *lines: str,
+        terminals: Iterable[str] = ("DEV-0001",),
+        policy: Path = EVERYTHING,
+    ) -> list[str]: ...
 
 
 @pytest.fixture
 def write_config(tmp_path: Path) -> WriteConfig:
     """Write keyd.toml and what it names into the test's folder; `lines` are put at its end, in [audit]."""
 
-    def write(*lines: str, terminals: tuple[str, ...] = ("DEV-0001",)) -> list[str]:
+    def write(
+        *lines: str, terminals: Iterable[str] = ("DEV-0001",), policy: Path = EVERYTHING
+    ) -> list[str]:
         if not (tmp_path / "keyd.db").exists():
             keys = synthetic(newest(load_profiles()).key_places([CardAlgorithm.SM4]))
-            founded_store(tmp_path, keys, terminals=synthetic_terminals(terminals))
+            roles = terminals if isinstance(terminals, Mapping) else {}
+            registry = {
+                code: synthetic_terminal(code, **({"roles": roles[code]} if code in roles else {}))
+                for code in terminals
+            }
+            founded_store(tmp_path, keys, terminals=registry)
         config = tmp_path / "keyd.toml"
         config.write_text(
             f"""
@@ -124,7 +144,7 @@ def write_config(tmp_path: Path) -> WriteConfig:
             unix = "{tmp_path / "keyd.sock"}"
             operations = "127.0.0.1:0"
             [policy]
-            file = "{EVERYTHING}"
+            file = "{policy}"
             [audit]
             folder = "{tmp_path / "journal"}"
             """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from keyd.errors import Status
+from tests.daemon.test_journal import wait_until
 from tests.daemon.test_lifecycle import start_and_fail
 from tests.policy.conftest import LIMITS
 from tests.pump.conftest import INTERNAL_CRYPTOGRAM, forged, hot
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import RunningDaemon, StartDaemon
-    from tests.daemon.conftest import RawPeer
+    from tests.daemon.conftest import RawPeer, WriteConfig
 
     Connect = Callable[[str], RawPeer]
 
@@ -176,3 +177,37 @@ def test_a_rate_that_a_reload_brings_holds_for_who_is_connected(
     assert said(other, hot(INTERNAL_CRYPTOGRAM)) == ["OK"]
     counts = Counter(said(peer, *[hot(INTERNAL_CRYPTOGRAM)] * 50))
     assert counts == {"OK": 5, "RATE_LIMITED": 45}
+
+
+@every_tick
+def test_two_terminals_have_each_their_own_rights(
+    tmp_path: Path, start_daemon: StartDaemon, write_config: WriteConfig, raw: Connect, tick: str
+) -> None:
+    """What the pump has learnt from the one, it does not give to the other."""
+    file = tmp_path / "policy.toml"
+    file.write_text(READER + LIMITS)
+    roles = {"DEV-0001": ("reader",), "DEV-0002": ("counter",)}
+    arguments = write_config(terminals=roles, policy=file)
+    daemon = start_daemon(*arguments, env={"KEYD_TICK": tick})
+    reader, counter = raw(daemon.address), raw(daemon.address)
+    reader.authenticate("DEV-0001")
+    counter.authenticate("DEV-0002")
+    for _ in range(3):
+        assert said(reader, *[hot(INTERNAL_CRYPTOGRAM)] * 3) == ["OK"] * 3
+        assert said(counter, *[hot(INTERNAL_CRYPTOGRAM)] * 3) == ["NOT_ALLOWED"] * 3
+
+
+def test_a_terminal_has_as_many_connections_as_it_may(ruled: Ruled, raw: Connect) -> None:
+    address = ruled.start().address  # LIMITS: two of a terminal, three of an organisation
+    first, second, third = raw(address), raw(address), raw(address)
+    first.authenticate()
+    second.authenticate()
+    assert third.prove() == "QUOTA_EXCEEDED"
+    assert said(third, hot(INTERNAL_CRYPTOGRAM)) == ["NOT_AUTHENTICATED"]
+    # Another terminal of the organisation is the third and last.
+    raw(address).authenticate("DEV-0002")
+    assert raw(address).prove("DEV-0003") == "QUOTA_EXCEEDED"
+    # Whoever proves itself anew on its own line takes no more room, and whoever leaves makes some.
+    first.authenticate()
+    second.close()
+    wait_until(lambda: raw(address).prove() == "OK")
