@@ -1,4 +1,4 @@
-"""A machine proves itself with its own PSAM: what comes out of it over APDUs is the proof, and keyd's is checked by it."""
+"""A machine proves itself with its own PSAM: the proof comes out of it over APDUs, and keyd's is checked by it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import tempfile
 import warnings
@@ -27,9 +28,11 @@ from keyd.errors import Refusal
 from keyd.handlers.custody import officer_challenge, officer_command
 from keyd.handlers.services import Services
 from keyd.keys.block import Domain, Export, Use
+from keyd.keys.hierarchy import TERMINAL_LEVELS, TERMINAL_MASTER_ADDRESS
 from keyd.keys.ring import KeyRing
 from keyd.protocol.commands import OFFICERS
 from keyd.protocol.messages.custody import OfficerCommand, RequestOfficerChallenge
+from keyd.registry.terminal import Proof, TerminalSpec
 from keyd.terminals import Session
 from keyd.warden import Warden
 from tests.custody.world import PEOPLE, World, contents_of, kcv_of, private_key, spec
@@ -178,17 +181,29 @@ def _keyd() -> Iterator[_Keyd]:
 A, B, C, LOCAL_A, LOCAL_B = 0, 1, 2, 5, 6
 
 
+TERMINAL: Final = TerminalSpec("T-1", "org", "510100", ("counter",), tuple(Proof)[:1])
+MASTER_KEY: Final = spec(
+    Domain.LOCAL,
+    name="TMK",
+    use=Use.TERMINAL,
+    levels=TERMINAL_LEVELS,
+    addresses=(TERMINAL_MASTER_ADDRESS,),
+    export=Export.CHILD,
+)
+
+
 def seeds() -> list[bytes]:
-    def actions(*chosen: act.Action) -> list[list[Any]]:
+    def actions(*chosen: act.Action, proposer: int = A, approver: int = B) -> list[list[Any]]:
         made: list[list[Any]] = []
         for number, action in enumerate(chosen):
             tree = msgspec.msgpack.decode(msgspec.msgpack.encode(action))
             made += [
-                [A, "proposal.make", [tree, "why", 3600]],
-                [B, "proposal.approve", [PROPOSAL + b"%d" % number]],
+                [proposer, "proposal.make", [tree, "why", 3600]],
+                [approver, "proposal.approve", [PROPOSAL + b"%d" % number]],
             ]
         return made
 
+    of_local = functools.partial(actions, proposer=LOCAL_A, approver=LOCAL_B)
     word = KEY + b"0"
     key = actions(act.GenerateKey(spec()))
     transport = (act.GenerateKey(spec(use=Use.TRANSPORT)), act.Activate(word))
@@ -230,6 +245,25 @@ def seeds() -> list[bytes]:
             [LOCAL_A, "backup.take", [0]],
             [LOCAL_A, "backup.take", [100]],
             [LOCAL_A, "seal.close", [""]],
+        ],
+        of_local(
+            act.MakeAuthority("guomi", "CA", 10),
+            act.EnrolTerminals((TERMINAL,)),
+            act.ActivateTerminals(("T-1",)),
+            act.GiveEnrolmentCodes(("T-1",), "c"),
+        ),
+        of_local(
+            act.EnrolTerminals((TERMINAL,)),
+            act.GenerateKey(MASTER_KEY),
+            act.Activate(word),
+            act.GiveTerminalKeys(("T-1",), "c"),
+        ),
+        [
+            *of_local(act.EnrolTerminals((TERMINAL,), activate=True)),
+            [LOCAL_A, "terminal.list", [0, "T-", "any"]],
+            [LOCAL_A, "terminal.show", ["T-1"]],
+            [LOCAL_A, "terminal.stop", ["T-1", "lost", "stolen"]],
+            [LOCAL_A, "authority.list", []],
         ],
         actions(
             *transport,
