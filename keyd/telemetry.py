@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from keyd.errors import Refusal, Status
+from keyd.policy import Strange
 from keyd.protocol.redaction import describe
 
 if TYPE_CHECKING:
@@ -242,6 +243,9 @@ class Meter:
             ["what"],
             registry=registry,
         )
+        for what in Strange:
+            # A rate needs the zero that comes before the first.
+            self._strange.labels(what.value)
         self.cards_forgotten: Callable[[], int] = lambda: 0
         forgotten = Gauge(
             "keyd_cards_forgotten",

@@ -548,6 +548,11 @@ HEALTHY: Final = {
         ),
         ("KeydNearlyFull", {'keyd_connections{job="keyd",instance="a"}': "1000x60"}),
         ("KeydTerminalNotAuthentic", {REQUESTS % "TERMINAL_NOT_AUTHENTIC": "0+30x60"}),
+        ("KeydDenied", {REQUESTS % "NOT_ALLOWED": "0+5x60"}),
+        (
+            "KeydCardsStrange",
+            {'keyd_cards_strange_total{job="keyd",instance="a",what="two_regions"}': "0+1x60"},
+        ),
         ("KeydForgedCards", {REQUESTS % "CARD_NOT_AUTHENTIC": "0+1x60"}),
         ("KeydWrongTransactionProofs", {REQUESTS % "TAC_NOT_AUTHENTIC": "0+1x60"}),
         ("KeydKeyNotFound", {REQUESTS % "KEY_NOT_FOUND": "0+1x60"}),
