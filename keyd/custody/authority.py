@@ -1,7 +1,7 @@
 """keyd's own certification authorities: one of each kind, their keys wrapped in the store.
 
-They sign what `keyd.tls.pki` makes. A private key is for a moment in this process's memory whenever it signs, which is
-so of every SM2 key of keyd's; docs/threats.md says what that means.
+They sign what `keyd.tls.pki` makes. A private key is opened whenever it signs and is for that moment a Python object;
+docs/threats.md says what that means.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
+import msgspec
 from msgspec import Meta, Struct
 
 from keyd.crypto.secret import KeyNotAuthentic, SecretKey
@@ -52,18 +53,36 @@ class AuthorityBody(Struct, array_like=True, frozen=True, forbid_unknown_fields=
 
 
 class HeldAuthority(Struct, frozen=True):
-    """An authority that can sign. `key` is its private key in PEM, and shown nowhere."""
+    """An authority that can sign. Its private key stays wrapped, and is opened whenever it signs."""
 
     body: AuthorityBody
-    key: bytes
+    _lmk: SecretKey
+    _row: Row
 
     def __repr__(self) -> str:
         return f"<HeldAuthority {self.body.kind.value}>"
 
     @property
     def authority(self) -> Authority:
-        """The authority as the PKI wants it."""
-        return Authority.load(self.body.certificate, load_key(self.key))
+        """The authority as the PKI wants it: to sign with, and to let go of."""
+        return Authority.load(self.body.certificate, load_key(self.unwrapped()))
+
+    def unwrapped(self) -> bytes:
+        """Return the private key in PEM, for a moment.
+
+        Raises:
+            StoreAltered: its row was altered.
+        """
+        row = self._row
+        try:
+            return self._lmk.open(row.sealed, row.nonce, _LABEL + row.body)
+        except (KeyNotAuthentic, ValueError):
+            raise StoreAltered("a certification authority was altered") from None
+
+    def moved(self, lmk: SecretKey, random_bytes: Callable[[int], bytes]) -> Row:
+        """Return its next row, under another wrapping key."""
+        body = msgspec.structs.replace(self.body, revision=self.body.revision + 1)
+        return authority_row(lmk, body, self.unwrapped(), random_bytes)
 
     def revocation_list(self, terminals: Iterable[Terminal], now: int, number: int) -> bytes:
         """Return the list, in PEM, of every certificate that counts no more and has not expired."""
@@ -80,13 +99,13 @@ class HeldAuthority(Struct, frozen=True):
 
 def new_authority(
     kind: TlsKind, common_name: str, years: int, by: str, now: int, revision: int
-) -> HeldAuthority:
-    """Make an authority with a new key."""
+) -> tuple[AuthorityBody, bytes]:
+    """Make an authority with a new key; return what is kept of it, and its private key in PEM."""
     key = generate_key(kind)
     begin = moment_of(now)
     validity = Validity(begin, begin + datetime.timedelta(days=365 * years))
     made = make_authority(load_key(key), common_name, validity, random_serial())
-    return HeldAuthority(AuthorityBody(kind, made.certificate, by, now, revision), key)
+    return AuthorityBody(kind, made.certificate, by, now, revision), key
 
 
 def moment_of(seconds: int) -> datetime.datetime:
@@ -94,15 +113,15 @@ def moment_of(seconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
-def authority_row(lmk: SecretKey, held: HeldAuthority, random_bytes: Callable[[int], bytes]) -> Row:
-    """Make an authority's row: its private key is wrapped, and bound to what its body says."""
-    encoded = encode(held.body)
+def authority_row(
+    lmk: SecretKey, body: AuthorityBody, key: bytes, random_bytes: Callable[[int], bytes]
+) -> Row:
+    """Make an authority's row: its private key (PEM) is wrapped, and bound to what its body says."""
+    encoded = encode(body)
     nonce = random_bytes(NONCE_BYTES)
-    sealed = lmk.seal(held.key, nonce, _LABEL + encoded)
-    row_id = held.body.kind.value.encode()
-    return Row(
-        Kind.AUTHORITY, row_id, Domain.LOCAL.value, held.body.revision, encoded, nonce, sealed
-    )
+    sealed = lmk.seal(key, nonce, _LABEL + encoded)
+    row_id = body.kind.value.encode()
+    return Row(Kind.AUTHORITY, row_id, Domain.LOCAL.value, body.revision, encoded, nonce, sealed)
 
 
 def open_authority_row(lmk: SecretKey, row: Row) -> HeldAuthority:
@@ -112,13 +131,11 @@ def open_authority_row(lmk: SecretKey, row: Row) -> HeldAuthority:
         StoreAltered: one bit of it is not as it was written.
     """
     body = decode(row, AuthorityBody)
-    try:
-        key = lmk.open(row.sealed, row.nonce, _LABEL + row.body)
-    except (KeyNotAuthentic, ValueError):
-        raise StoreAltered("a certification authority was altered") from None
+    held = HeldAuthority(body, lmk, row)
+    held.unwrapped()
     if body.revision != row.revision or row.id != body.kind.value.encode():
         raise StoreAltered("a certification authority is not what its row says")
-    return HeldAuthority(body, key)
+    return held
 
 
 def _revoked(terminals: Iterable[Terminal], now: int) -> list[tuple[int, int]]:

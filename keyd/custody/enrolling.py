@@ -42,6 +42,7 @@ from keyd.registry.terminal import (
 from keyd.store.rows import Kind, Put
 from keyd.tls import TlsKind
 from keyd.tls.pki import (
+    Request,
     RequestRefused,
     Validity,
     issue_terminal,
@@ -233,14 +234,16 @@ def _issue(
     return outcome, certificate + held.body.certificate
 
 
-def _read_request(request: bytes) -> tuple[TlsKind, Any]:
-    refused = RequestRefused("the certificate request is not readable")
-    for kind in TlsKind:
-        try:
-            return kind, read_request_untrusted(request, kind)
-        except RequestRefused as error:
-            refused = error
-    raise EnrolmentRefused(str(refused))
+def _read_request(request: bytes) -> tuple[TlsKind, Request]:
+    """Read a request of either kind; what is of neither says why it is not of the second."""
+    try:
+        return TlsKind.GUOMI, read_request_untrusted(request, TlsKind.GUOMI)
+    except RequestRefused:
+        pass
+    try:
+        return TlsKind.STANDARD, read_request_untrusted(request, TlsKind.STANDARD)
+    except RequestRefused as error:
+        raise EnrolmentRefused(str(error)) from None
 
 
 def _give_codes(work: Work, action: act.GiveEnrolmentCodes) -> Outcome:
@@ -273,13 +276,13 @@ def _make_authority(work: Work, action: act.MakeAuthority) -> Outcome:
     kind = TlsKind(action.kind)
     before = work.contents.authorities.get(kind)
     revision = before.body.revision + 1 if before is not None else 1
-    held = new_authority(
+    body, key = new_authority(
         kind, action.common_name, action.years, work.decided_by, work.now, revision
     )
     event = event_of(work, "authority.made")
     event |= {"kind": kind.value, "name": action.common_name}
-    row = authority_row(work.lmk, held, work.random_bytes)
-    return Outcome([Put(row)], [event], {"certificate": held.body.certificate})
+    row = authority_row(work.lmk, body, key, work.random_bytes)
+    return Outcome([Put(row)], [event], {"certificate": body.certificate})
 
 
 def _changed_terminals(

@@ -17,7 +17,7 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import encode_share
 from keyd.crypto.sm2 import Sm2PublicKey
-from keyd.custody.authority import HeldAuthority, authority_row
+from keyd.custody.authority import HeldAuthority
 from keyd.custody.bodies import (
     SALT_BYTES,
     SealBody,
@@ -153,9 +153,7 @@ class StagedSeal:
             moved = msgspec.structs.replace(thing, revision=thing.revision + 1)
             return seal_row(lmks[Domain.LOCAL], row.kind, row.id, row.domain, moved, random_bytes)
         if isinstance(thing, HeldAuthority):
-            body = msgspec.structs.replace(thing.body, revision=thing.body.revision + 1)
-            held = msgspec.structs.replace(thing, body=body)
-            return authority_row(lmks[Domain.LOCAL], held, random_bytes)
+            return thing.moved(lmks[Domain.LOCAL], random_bytes)
         if row.kind is Kind.IDENTITY:
             identity = msgspec.structs.replace(
                 contents.identity_body, revision=contents.identity_body.revision + 1

@@ -577,14 +577,14 @@ def test_a_restart_keeps_everything(whole: World) -> None:
     before = contents_of(whole.vault)
     after = contents_of(whole.restart())
     assert after.terminals == before.terminals
-    assert {k: a.key for k, a in after.authorities.items()} == {
-        k: a.key for k, a in before.authorities.items()
+    assert {k: a.unwrapped() for k, a in after.authorities.items()} == {
+        k: a.unwrapped() for k, a in before.authorities.items()
     }
 
 
 def test_no_private_key_of_an_authority_stands_in_the_store(whole: World) -> None:
     kept = b"".join(row.body + row.sealed for row in whole.store.load().rows)
     for held in contents_of(whole.vault).authorities.values():
-        secret = b"".join(held.key.split(b"\n")[1:-2])
+        secret = b"".join(held.unwrapped().split(b"\n")[1:-2])
         assert secret[:32] not in kept
     assert {row.kind for row in whole.store.load().rows} >= {Kind.TERMINAL, Kind.AUTHORITY}

@@ -78,7 +78,7 @@ def everything(vault: Vault) -> dict[str, Any]:
             for code, t in held.terminals.items()
         },
         "authorities": {
-            kind: (authority.key, authority.body.certificate)
+            kind: (authority.unwrapped(), authority.body.certificate)
             for kind, authority in held.authorities.items()
         },
         "officers": {
