@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from keyd.crypto.secret import KeyNotAuthentic, SecretKey
 from keyd.custody.officers import PublicPoint
-from keyd.errors import StoreUnavailable
+from keyd.errors import AlgorithmNotSupported, StoreUnavailable
 from keyd.keys.block import (
     NONCE_BYTES,
     Domain,
@@ -215,6 +215,8 @@ def open_key_row(lmk: SecretKey, row: Row) -> tuple[KeyHeader, SecretKey | None]
         if header.state is KeyState.DESTROYED and len(row.sealed) == _TAG_BYTES:
             return open_row(lmk, row, KeyHeader), None
         header, key = open_block(lmk, KeyBlock(row.body, row.nonce, row.sealed))
+    except AlgorithmNotSupported:
+        raise StoreAltered(f"key {row.id.hex()} is of an algorithm that keyd never stores") from None
     except (KeyNotAuthentic, ValueError):
         raise StoreAltered(f"the block of key {row.id.hex()} was altered") from None
     _require_same_revision(row, header)
