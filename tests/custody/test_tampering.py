@@ -22,17 +22,36 @@ from keyd.custody.bodies import StoreNotOurs, seal_row
 from keyd.custody.officers import Officer
 from keyd.errors import Refusal, StoreUnavailable
 from keyd.keys.block import Domain, Export, Use
+from keyd.registry.terminal import Proof, TerminalSpec
 from keyd.store.rows import Kind, Put
 from tests.custody.world import World, contents_of, person, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keyd.custody.contents import Contents
+
 SOCIAL: Final = Domain.SOCIAL
+LOCAL: Final = Domain.LOCAL
 COLUMNS: Final = ("id", "domain", "revision", "body", "nonce", "sealed")
 
 # One row of each kind, and of each form that a kind has.
-ROWS: Final = ("seal", "lmk", "identity", "officer", "key", "gone", "proposal", "result")
+ROWS: Final = (
+    "seal",
+    "lmk",
+    "identity",
+    "officer",
+    "key",
+    "gone",
+    "proposal",
+    "result",
+    "terminal",
+    "authority",
+)
+
+TERMINAL: Final = TerminalSpec(
+    "DESK-0001", "成都市人社局", "510100", ("counter",), (Proof.SIGNATURE,)
+)
 
 
 class Opened:
@@ -46,6 +65,8 @@ class Opened:
         world.decide(SOCIAL, act.Destroy(gone, 0))
         exported = world.decide(SOCIAL, act.ExportKey(key, kek, act.TransportFormat.BLOCK))
         opened = world.propose(SOCIAL, act.Deactivate(key))
+        world.decide(LOCAL, act.EnrolTerminals((TERMINAL,), activate=True))
+        world.decide(LOCAL, act.MakeAuthority("guomi", "省级 CA", 10))
         self.vault = world.vault
         self.database = sqlite3.connect(world.path, isolation_level=None)
         self.rows: dict[str, tuple[str, bytes]] = {
@@ -57,7 +78,14 @@ class Opened:
             "gone": ("key_rows", gone),
             "proposal": ("proposal_rows", opened.proposal_id),
             "result": ("proposal_rows", exported.proposal_id),
+            "terminal": ("terminal_rows", TERMINAL.code.encode()),
+            "authority": ("authority_rows", self.only_id("authority_rows")),
         }
+
+    def only_id(self, table: str) -> bytes:
+        ((row_id,),) = self.database.execute(f"SELECT id FROM {table}").fetchall()
+        assert isinstance(row_id, bytes)
+        return row_id
 
     def value(self, row: str, column: str) -> bytes | str | int:
         table, row_id = self.rows[row]
@@ -110,6 +138,10 @@ def alterations(value: bytes | str | int) -> Iterator[object]:
     for one in changed:
         if one != octets:
             yield one.decode(errors="replace") if isinstance(value, str) else one
+
+
+def test_a_row_of_each_kind_is_tried(opened: Opened) -> None:
+    assert {table for table, _id in opened.rows.values()} == {f"{kind}_rows" for kind in Kind}
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -202,8 +234,8 @@ def test_another_stores_rows_are_refused(world: World) -> None:
 # --- what is found, and by whom
 
 
-@pytest.mark.parametrize("row", ["key", "officer"])
-def test_a_keyd_that_runs_notices_a_key_or_an_officer_that_is_gone(world: World, row: str) -> None:
+@pytest.mark.parametrize("row", ["key", "officer", "terminal", "authority"])
+def test_a_keyd_that_runs_notices_what_is_gone(world: World, row: str) -> None:
     made = Opened(world)
     table, row_id = made.rows[row]
     made.database.execute(f"DELETE FROM {table} WHERE id = ?", (row_id,))
@@ -211,9 +243,13 @@ def test_a_keyd_that_runs_notices_a_key_or_an_officer_that_is_gone(world: World,
     with pytest.raises(StoreNotOurs, match="missing"):
         made.vault.reload()
     # One that starts has nothing to compare with: only the journal says that there was one.
-    started = contents_of(world.open_vault())
-    assert len(started.keys) + len(started.officers) == len(contents_of(made.vault).keys) + 20 - 1
+    assert _number(contents_of(world.open_vault())) == _number(contents_of(made.vault)) - 1
     made.database.close()
+
+
+def _number(contents: Contents) -> int:
+    parties = len(contents.officers) + len(contents.terminals)
+    return parties + len(contents.keys) + len(contents.authorities)
 
 
 def test_a_keyd_that_runs_notices_an_old_row_that_was_put_back(world: World) -> None:
