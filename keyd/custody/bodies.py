@@ -216,7 +216,9 @@ def open_key_row(lmk: SecretKey, row: Row) -> tuple[KeyHeader, SecretKey | None]
             return open_row(lmk, row, KeyHeader), None
         header, key = open_block(lmk, KeyBlock(row.body, row.nonce, row.sealed))
     except AlgorithmNotSupported:
-        raise StoreAltered(f"key {row.id.hex()} is of an algorithm that keyd never stores") from None
+        raise StoreAltered(
+            f"key {row.id.hex()} is of an algorithm that keyd never stores"
+        ) from None
     except (KeyNotAuthentic, ValueError):
         raise StoreAltered(f"the block of key {row.id.hex()} was altered") from None
     _require_same_revision(row, header)

@@ -90,13 +90,30 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def over(self, name: Hashable, tokens: int, now: int) -> int:
-        """Return how far so many tokens are from being there now (monotonic nanoseconds); 0 or less if they are."""
-        return self._missing(name, now) + tokens * self._token - self._whole
+    def without_one(self, name: Hashable, now: int) -> int | None:
+        """Return when the bucket would be full if a token were taken now, for `put`; None if there is none.
 
-    def wait(self, name: Hashable, tokens: int, now: int) -> int:
-        """Return the nanoseconds until so many tokens are there, if they ever can be."""
-        return max(0, -(-self.over(name, tokens, now) // self._requests))
+        `now` is monotonic nanoseconds. Nothing is taken.
+        """
+        start = now * self._requests
+        full_at = self._full_at.get(name, start)
+        if full_at < start:
+            full_at = start
+        elif full_at - start > self._whole:
+            full_at = start + self._missing(name, now)
+        full_at += self._token
+        return full_at if full_at - start <= self._whole else None
+
+    def put(self, name: Hashable, full_at: int, now: int) -> None:
+        """Let a bucket be full at that moment."""
+        if name not in self._full_at and len(self._full_at) >= self._most:
+            self._make_room(now)
+        self._full_at[name] = full_at
+
+    def wait(self, name: Hashable, now: int) -> int:
+        """Return the nanoseconds until a token is there."""
+        over = self._missing(name, now) + self._token - self._whole
+        return max(0, -(-over // self._requests))
 
     def room(self, name: Hashable, now: int) -> int:
         """Return how many tokens are there now."""
@@ -105,10 +122,7 @@ class Buckets:
     def take(self, name: Hashable, tokens: int, now: int) -> None:
         """Take tokens, whether they are there or not. A debt is at most another whole bucket."""
         missing = self._missing(name, now) + tokens * self._token
-        full_at = self._full_at
-        if name not in full_at and len(full_at) >= self._most:
-            self._make_room(now)
-        full_at[name] = now * self._requests + min(missing, 2 * self._whole)
+        self.put(name, now * self._requests + min(missing, 2 * self._whole), now)
 
     def _missing(self, name: Hashable, now: int) -> int:
         full_at = self._full_at.get(name)
@@ -152,15 +166,17 @@ class Limiter:
         Raises:
             RateLimited: there were too many; says of what and how long to wait.
         """
-        concerned = self._concerned(asker, method, keys)
-        for what, buckets, name in concerned:
-            if buckets.over(name, 1, now) > 0:
-                milliseconds = -(-buckets.wait(name, 1, now) // 1_000_000)
+        taken: list[tuple[Buckets, Hashable, int]] = []
+        for what, buckets, name in self._concerned(asker, method, keys):
+            full_at = buckets.without_one(name, now)
+            if full_at is None:
+                milliseconds = -(-buckets.wait(name, now) // 1_000_000)
                 raise RateLimited(
                     f"too many requests for this {what}; there is room in {milliseconds} ms"
                 )
-        for _what, buckets, name in concerned:
-            buckets.take(name, 1, now)
+            taken.append((buckets, name, full_at))
+        for buckets, name, full_at in taken:
+            buckets.put(name, full_at, now)
 
     def counts_by_key_or(self, method: str) -> bool:
         """Whether requests are counted by key, or those of this method all together."""

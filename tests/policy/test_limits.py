@@ -73,12 +73,39 @@ def test_a_clock_that_jumps_gives_at_most_a_burst_and_locks_out_at_most_a_refill
     buckets, now = Buckets(rate), 10**15
     for jump, items in steps:
         now += jump
-        if buckets.over("x", items, now) <= 0:
+        full_at = buckets.without_one("x", now)
+        assert (full_at is None) == (buckets.room("x", now) == 0)
+        if full_at is not None:
+            buckets.put("x", full_at, now)
+        if buckets.room("x", now) >= items:
             buckets.take("x", items, now)
         # However far the clock went back, what is full after a whole refill of debt and burst is full.
-        assert buckets.over("x", rate.burst, now + 2 * rate.burst * rate.seconds * SECOND) <= 0
+        assert buckets.room("x", now + 2 * rate.burst * rate.seconds * SECOND) == rate.burst
         # However far it went forward, never more than the burst.
-        assert buckets.over("x", rate.burst + 1, now) > 0
+        assert buckets.room("x", now) <= rate.burst
+
+
+def test_a_bucket_is_not_empty_for_as_long_as_the_clock_went_back() -> None:
+    buckets = Buckets(Rate(requests=1, seconds=1, burst=2))
+    buckets.take("x", 1, 10**15)
+    assert buckets.without_one("x", 0) is None
+    assert buckets.without_one("x", SECOND) is not None
+
+
+@given(rate=rates, owed=st.integers(0, 5), now=st.integers(0, 10**13))
+def test_taking_one_is_the_same_in_either_way(rate: Rate, owed: int, now: int) -> None:
+    one_way, other_way = Buckets(rate), Buckets(rate)
+    for buckets in (one_way, other_way):
+        buckets.take("x", owed, 0)
+    full_at = one_way.without_one("x", now)
+    if full_at is None:
+        assert other_way.room("x", now) == 0
+        return
+    one_way.put("x", full_at, now)
+    other_way.take("x", 1, now)
+    for later in (now, now + SECOND, now + 1000 * SECOND):
+        assert one_way.room("x", later) == other_way.room("x", later)
+        assert one_way.wait("x", later) == other_way.wait("x", later)
 
 
 def test_years_of_an_uneven_rate_give_what_the_rate_says() -> None:
@@ -97,14 +124,13 @@ def test_years_of_an_uneven_rate_give_what_the_rate_says() -> None:
     assert admitted >= 19_990
 
 
-@given(rate=rates, taken=st.integers(1, 50), wanted=st.integers(1, 50))
-def test_the_wait_that_is_told_is_the_wait(rate: Rate, taken: int, wanted: int) -> None:
+@given(rate=rates, taken=st.integers(1, 50))
+def test_the_wait_that_is_told_is_the_wait(rate: Rate, taken: int) -> None:
     buckets = Buckets(rate)
-    buckets.take("x", min(taken, rate.burst), 0)
-    wanted = min(wanted, rate.burst)
-    wait = buckets.wait("x", wanted, 0)
-    assert buckets.over("x", wanted, wait) <= 0
-    assert wait == 0 or buckets.over("x", wanted, wait - 1) > 0
+    buckets.take("x", taken, 0)
+    wait = buckets.wait("x", 0)
+    assert buckets.without_one("x", wait) is not None
+    assert wait == 0 or buckets.without_one("x", wait - 1) is None
 
 
 ONE: Final = Rate(requests=1, seconds=60, burst=1)
@@ -186,7 +212,7 @@ def test_buckets_are_bounded_and_let_go_of_full_ones_first() -> None:
     # The debtor is the oldest, and full last: the others go before it.
     for number in range(1000, 1050):
         buckets.take(number, 1, 150 * SECOND)
-    assert buckets.over("in debt", 1, 150 * SECOND) > 0
+    assert buckets.without_one("in debt", 150 * SECOND) is None
     assert len(buckets) == 100
 
 
