@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from bench import kernels, limits, lines, server, timing, tls
+from bench import kernels, limits, lines, policy, server, timing, tls
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ SUITES: Final = {
     "limits": limits,
     "tls": tls,
     "lines": lines,
+    "policy": policy,
 }
 
 

@@ -1,33 +1,52 @@
-"""What a decision of the policy costs, as a ratio to an empty call with the same arguments, on the same machine.
+"""The policy suite: what a decision costs, each sort by itself and then all of a request, beside an empty call.
 
-Run it alone: `python -m bench.policy`. The ratio can be compared between machines, the nanoseconds cannot.
+Calls are timed in a Python loop, each sort beside as many empty calls, and sorts take turns in every repetition, so
+that a machine that slows down slows them all. What the pump decides in its own tables is in the server suite.
 """
 
 from __future__ import annotations
 
-import statistics
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
-
+from bench.cpus import choose_cpus, on_cpu
+from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
+from bench.tables import console_for_tables
 from keyd.cards.profile_files import load_profiles
 from keyd.errors import NotAllowed
+from keyd.gate import SECRET_BYTES, Gate
 from keyd.needs import Needs, catalogue
-from keyd.policy import Asker, Limiter, Policy, Watch, read_policy
+from keyd.policy import Asker, Limiter, Watch, read_policy
 from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import InternalAuthenticate
+from keyd.registry.synthetic import synthetic_terminal
+from keyd.terminals import KnownTerminal, Moment
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
-CALLS: Final = 20_000
-REPETITIONS: Final = 15
+HELP: Final = "what a decision of the policy costs, beside an empty call"
+
+NAME: Final = "policy"
+
+# What a sample says of each sort of decision.
+TIME: Final = "one decision"
+RATIO: Final = "in empty calls"
+
+# What a decision may cost.
+TARGET_NS: Final = 1000
+_TARGETED: Final = ("may: allowed", "may: allowed, by region and hours", "all of a request")
+
+# A morning in 2023, and seconds between two requests of a terminal: within its rate.
+_NOW: Final = 1_700_000_000
+_BETWEEN: Final = 0.01
 
 _CONF: Final = Path(__file__).parent.parent / "conf" / "policy.toml"
 
-# The same role again with a region and with hours, which the policy as shipped does without.
+# The policy as shipped does without regions and hours.
 _RESTRICTED: Final = """
 [roles.regional]
 what = "for the benchmark"
@@ -40,71 +59,94 @@ hours = ["00:00-12:00", "12:00-23:59"]
 """
 
 
-class Cost(Struct, frozen=True):
-    """One row: nanoseconds of a call, and how many empty calls that is; medians."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add this suite's options."""
+    parser.add_argument("--calls", type=int, default=20_000, help="timed at once (default 20000)")
+    parser.add_argument("--repetitions", type=int, default=15, help="of all that (default 15)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path(__file__).with_name("results"),
+        help="where results are kept (default bench/results)",
+    )
 
-    what: str
-    nanoseconds: float
-    empty_calls: float
+
+def run(options: argparse.Namespace) -> None:
+    """Run the suite: print the tables, write the results."""
+    findings = Findings.begin(
+        NAME, f"{options.repetitions} repetitions of {options.calls} calls of each sort"
+    )
+    measure(findings, options.calls, options.repetitions)
+    findings.note_changed_source()
+    console = console_for_tables()
+    print_findings(console, findings)
+    for path in write_findings(findings, options.out):
+        console.print(f"written: {path}", soft_wrap=True)
 
 
-def measure(calls: int = CALLS, repetitions: int = REPETITIONS) -> list[Cost]:
-    """Measure each kind of decision in turn, again and again, each repetition beside its empty calls."""
+def measure(findings: Findings, calls: int, repetitions: int) -> None:
+    """Measure each sort of decision in turn, again and again."""
+    sorts = _sorts()
+    with on_cpu(choose_cpus().generator):
+        for repetition in range(repetitions):
+            for what, call in sorts.items():
+                empty, spent = _time(_empty, calls), _time(call, calls)
+                findings.samples.append(Sample(TIME, what, "ns", repetition, spent / calls * 1e9))
+                findings.samples.append(Sample(RATIO, what, "×", repetition, spent / empty))
+    for what in sorts:
+        target = Target(TARGET_NS) if what in _TARGETED else None
+        findings.findings.append(Finding(what, " ns", findings.values(TIME, what), target))
+    findings.notes.append(
+        "Empty calls can be compared between machines, nanoseconds cannot. The policy is the one as shipped, and a "
+        "role more that has regions and hours."
+    )
+
+
+def _sorts() -> dict[str, Callable[[], object]]:
     profiles = load_profiles()
     text = _CONF.read_text(encoding="utf-8").replace(
         "[limits.connections]", _RESTRICTED + "\n[limits.connections]"
     )
     file = read_policy(text.encode(), catalogue(profiles))
-    kinds = _kinds(
-        file.policy, Limiter(file.limits.rates), Watch(file.limits.cards), Needs(profiles)
-    )
-    taken: dict[str, list[tuple[float, float]]] = {what: [] for what in kinds}
-    for _ in range(repetitions):
-        for what, call in kinds.items():
-            empty = _time(_empty, calls)
-            taken[what].append((_time(call, calls), empty))
-    return [
-        Cost(
-            what,
-            statistics.median(call for call, _empty in times) / calls * 1e9,
-            statistics.median(call / empty for call, empty in times),
-        )
-        for what, times in taken.items()
-    ]
-
-
-def _kinds(
-    policy: Policy, limiter: Limiter, watch: Watch, needs: Needs
-) -> dict[str, Callable[[], object]]:
+    needs, watch = Needs(profiles), Watch(file.limits.cards)
+    may, admit, of = file.policy.may, Limiter(file.limits.rates).admit, needs.of
     hospital, regional = frozenset({"hospital"}), frozenset({"regional"})
-    method, now = "card.internal_authenticate", 1_700_000_000
-    may, admit, of = policy.may, limiter.admit, needs.of
+    method = "card.internal_authenticate"
     card = bytes.fromhex("510100D15600000530000BEE00000000")
     ask = InternalAuthenticate(CardIdentity(card, bytes(13)), bytes(8), bytes(8), bytes(8))
-    asker, clock = Asker("T-0001", "hospital 1"), iter(range(0, 10**18, 10**7))
+    asker, steps = Asker("T-0001", "hospital 1"), itertools.count()
+    gate = Gate(file, needs, bytes(SECRET_BYTES), lambda _what, _code: None)
+    terminal = KnownTerminal(synthetic_terminal("T-0001", roles=("hospital",), region="510100"))
 
     def denied() -> None:
         try:
-            may(hospital, "card.pin_reload", 0x0173, 3, "510100", now)
+            may(hospital, "card.pin_reload", 0x0173, 3, "510100", _NOW)
         except NotAllowed:
             return
 
     def denied_key() -> None:
         try:
-            may(hospital, "card.external_authenticate", 0x0090, 3, "510100", now)
+            may(hospital, "card.external_authenticate", 0x0090, 3, "510100", _NOW)
         except NotAllowed:
             return
 
+    def nanoseconds() -> int:
+        return int(next(steps) * _BETWEEN * 1e9)
+
     return {
-        "may: allowed": lambda: may(hospital, method, 0x0170, 3, "510100", now),
+        "may: allowed": lambda: may(hospital, method, 0x0170, 3, "510100", _NOW),
         "may: allowed, by region and hours": lambda: may(
-            regional, method, 0x0170, 3, "510100", now
+            regional, method, 0x0170, 3, "510100", _NOW
         ),
         "may: denied, no rule for the method": denied,
         "may: denied, key not named": denied_key,
         "what a request needs": lambda: of(ask),
-        "rates: admitted": lambda: admit(asker, method, ((0x0170, 3),), next(clock)),
-        "watch: a card seen": lambda: watch.notice(card, "510100", now),
+        "rates: admitted": lambda: admit(asker, method, ((0x0170, 3),), nanoseconds()),
+        "watch: a card seen": lambda: watch.notice(card, "510100", _NOW),
+        "all of a request": lambda: gate.admit(
+            terminal, method, ask, Moment(next(steps) * _BETWEEN, _NOW)
+        ),
     }
 
 
@@ -117,14 +159,3 @@ def _time(call: Callable[[], object], calls: int) -> float:
     for _ in range(calls):
         call()
     return time.perf_counter() - started
-
-
-def main() -> None:
-    """Print the table."""
-    print("| what | ns | empty calls |\n| - | -: | -: |")
-    for cost in measure():
-        print(f"| {cost.what} | {cost.nanoseconds:.0f} | {cost.empty_calls:.1f} |")
-
-
-if __name__ == "__main__":
-    main()
