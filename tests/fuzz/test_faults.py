@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pytest
-import trio
 
 import keyd.policy
 from keyd.audit import records
@@ -18,13 +17,14 @@ from keyd.policy.table import Allowed
 from keyd.protocol import connection
 from keyd.protocol.messages.daemon import AskRandom, RandomBytes
 from keyd.tls.connection import _Line
-from tests.fuzz.mutators import messages_of
 from tests.fuzz.target import load
 from tests.fuzz.targets import officers
 from tests.fuzz.targets.dispatch import GOOD
 from tests.test_dispatch import CODE, Keyd
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.fuzz.target import Target
 
 # The table, as monkeypatch can take it.
@@ -166,13 +166,25 @@ def test_a_fault_behind_the_parser_is_found(
         fed(target, 0)
 
 
-def test_what_officers_sign_is_done() -> None:
-    """Otherwise the target would only ever see refusals: of its first scripts, every command is answered well."""
-    for seed in load("officers").seeds()[:16]:
-        commands = messages_of(seed)
-        with officers._keyd() as keyd:
-            trio.run(keyd.do, commands)
-            assert len(keyd.answers) == len(commands), commands
+def test_what_officers_sign_is_done(in_own_process: Callable[[str], str]) -> None:
+    """Otherwise the target would only ever see refusals: of its first scripts, every command is answered well.
+
+    Not in this process: one of the commands seals keyd, and with that every key that any test holds is gone.
+    """
+    in_own_process(
+        """
+import trio
+from tests.fuzz.mutators import messages_of
+from tests.fuzz.target import load
+from tests.fuzz.targets import officers
+
+for seed in load("officers").seeds()[:16]:
+    commands = messages_of(seed)
+    with officers._keyd() as keyd:
+        trio.run(keyd.do, commands)
+        assert len(keyd.answers) == len(commands), commands
+"""
+    )
 
 
 def test_a_component_that_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
