@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import pytest
 
 from keyd.client import Client, Enrolment
-from keyd.crypto.native._core import arena_info
+from keyd.crypto.algorithms import KEY_BYTES, Algorithm
+from keyd.crypto.native._core import KeyGone, arena_info
+from keyd.crypto.secret import SecretKey
 from keyd.keys.synthetic import synthetic_terminal_key
 
 if TYPE_CHECKING:
@@ -224,6 +226,21 @@ def _room_for_keys() -> None:
     info = arena_info()
     if info.used > info.capacity // 2:
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def _witness() -> SecretKey:
+    return SecretKey.load(Algorithm.SM4, bytes(KEY_BYTES[Algorithm.SM4]))
+
+
+@pytest.fixture(autouse=True)
+def _keys_stay(_witness: SecretKey, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Blame the test that wipes every key of this process, not those after it that find theirs gone."""
+    yield
+    try:
+        _witness.kcv()
+    except KeyGone:
+        pytest.exit(f"{request.node.nodeid} wiped all keys: it needs a process of its own", 1)
 
 
 # In CI nothing may be skipped: a machine that lacks a tool must say so in red. ------------------------------
