@@ -1,22 +1,18 @@
-"""Profiles read from a folder: TOML files, which may extend each other, and the table of key addresses (CSV).
-
-A profile is checked as a whole when it is loaded, so that a wrong file is one sentence at the start and never a
-wrong answer later.
-"""
+"""Profiles of cards, read from a folder: TOML files and the table of key addresses (CSV)."""
 
 from __future__ import annotations
 
 import csv
 import io
-import tomllib
 from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
 from keyd.cards.profile import KeyRow, Profile, ProfileFile, ProfileKey, names_match
 from keyd.errors import BadParameter
+from keyd.folders import load_folder, read_merged
 from keyd.keys.block import Use
 from keyd.keys.hierarchy import CARD_DIVERSIFIERS
 
@@ -42,21 +38,11 @@ def load_profiles(folder: Traversable | None = None) -> dict[int, Profile]:
     Raises:
         BadParameter: a profile is wrong; the sentence says which and where.
     """
-    folder = folder or resources.files("keyd.cards") / "profiles"
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    except OSError as error:
-        raise BadParameter(f"the profiles in {folder} cannot be read: {error.strerror}") from None
-    if not names:
-        raise BadParameter(f"there is no profile in {folder}")
     profiles: dict[int, Profile] = {}
-    for name in names:
-        try:
-            profile = _load_profile(folder, name)
-            if profile.generation in profiles:
-                raise ValueError(f"generation {profile.generation} is there twice")  # noqa: TRY301
-        except (ValueError, OSError, RecursionError, csv.Error, msgspec.ValidationError) as error:
-            raise BadParameter(f"{name}: {error}") from None
+    folder = folder or resources.files("keyd.cards") / "profiles"
+    for name, profile in load_folder(folder, _load_profile).items():
+        if profile.generation in profiles:
+            raise BadParameter(f"{name}: generation {profile.generation} is there twice")
         profiles[profile.generation] = profile
     return profiles
 
@@ -67,34 +53,6 @@ def _load_profile(folder: Traversable, name: str) -> Profile:
         raise ValueError(f"no card diversifier is called {file.card_diversifier!r}")
     _check_names(file)
     return Profile(file, _read_addresses(folder / file.addresses, file.keys))
-
-
-def read_merged(folder: Traversable, name: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a TOML file and those that it extends, as one table.
-
-    Raises:
-        ValueError: it is no TOML, or the files extend each other in a circle.
-        OSError: one cannot be read.
-    """
-    if name in extending:
-        raise ValueError(f"{' extends '.join((*extending, name))}")
-    own = tomllib.loads((folder / name).read_text(encoding="utf-8"))
-    base_name = own.pop("extends", None)
-    if base_name is None:
-        return own
-    if not isinstance(base_name, str):
-        raise ValueError("extends names a file")  # noqa: TRY004 - of the user's, not of ours
-    return _merge(read_merged(folder, base_name, (*extending, name)), own)
-
-
-def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    # Tables are joined, everything else replaces: an extending file says only what differs.
-    merged = dict(base)
-    for key, value in own.items():
-        old = merged.get(key)
-        joined = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(cast("dict[str, Any]", old), value) if joined else value
-    return merged
 
 
 def _read_addresses(

@@ -1,8 +1,4 @@
-"""PSAM profiles read from a folder: TOML files, which may extend each other.
-
-A profile is checked as a whole when it is loaded, so that a wrong file is one sentence at the start and never a
-wrong answer later.
-"""
+"""Profiles of PSAMs, read from a folder: TOML files, which may extend each other, and what is checked of each."""
 
 from __future__ import annotations
 
@@ -11,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from keyd.cards.profile_files import read_merged
 from keyd.errors import BadParameter, RemoteProtocolError
+from keyd.folders import load_folder, read_merged
 from keyd.iso7816 import Atr
 from keyd.psam.profile import PsamProfile, PsamProfileFile
 
@@ -29,21 +25,11 @@ def load_psam_profiles(folder: Traversable | None = None) -> dict[str, PsamProfi
     Raises:
         BadParameter: a profile is wrong; the sentence says which and where.
     """
-    folder = folder or resources.files("keyd.psam") / "profiles"
-    try:
-        files = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    except OSError as error:
-        raise BadParameter(f"the profiles in {folder} cannot be read: {error.strerror}") from None
-    if not files:
-        raise BadParameter(f"there is no profile in {folder}")
     profiles: dict[str, PsamProfile] = {}
-    for file in files:
-        try:
-            profile = _load_profile(folder, file)
-            if profile.name in profiles:
-                raise ValueError(f"profile {profile.name} is there twice")  # noqa: TRY301
-        except (ValueError, OSError, msgspec.ValidationError) as error:
-            raise BadParameter(f"{file}: {error}") from None
+    folder = folder or resources.files("keyd.psam") / "profiles"
+    for name, profile in load_folder(folder, _load_profile).items():
+        if profile.name in profiles:
+            raise BadParameter(f"{name}: profile {profile.name} is there twice")
         profiles[profile.name] = profile
     return profiles
 

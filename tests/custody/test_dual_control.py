@@ -513,7 +513,8 @@ class Custody(RuleBasedStateMachine):
             if isinstance(given, bytes):
                 key["used"] += 1
                 continue
-            assert isinstance(given, KeyExhausted)
+            # Nothing is left of the lease: the worker has not been there, or had nothing to bring the last time.
+            assert isinstance(given, Overloaded | KeyExhausted)
             vault.renew_quotas()
             ring = self.ring_of(vault)
             (given,) = ring.compute([task])

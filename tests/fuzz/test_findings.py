@@ -33,6 +33,7 @@ from keyd.config import ConfigError, load_config
 from keyd.crypto.sm2 import Sm2PrivateKey
 from keyd.errors import BadParameter
 from keyd.handlers.custody import _inner
+from keyd.psam.profile_files import load_psam_profiles
 from keyd.tls import TlsClientContext, TlsFault, TlsKind, TlsUnusable, der
 from keyd.tls.connection import read_certificate
 from tests.tls.lines import CODE, KINDS, NOW, SERVER_NAME, pki, server_context, talk
@@ -228,6 +229,8 @@ def test_a_profile_that_is_nested_too_deeply_or_too_large_is_refused(
     (tmp_path / "generation-1.toml").write_text(line, encoding="utf-8")
     with pytest.raises(BadParameter, match=r"generation-1\.toml"):
         load_profiles(tmp_path)
+    with pytest.raises(BadParameter, match=r"generation-1\.toml"):
+        load_psam_profiles(tmp_path)
 
 
 def test_a_table_of_addresses_that_the_csv_reader_will_not_read_is_refused(tmp_path: Path) -> None:
