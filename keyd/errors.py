@@ -11,7 +11,10 @@ Numbers are part of the wire: they are never reused and never change.
 from __future__ import annotations
 
 import enum
+import re
 from typing import ClassVar, Final
+
+_RETRY: Final = re.compile(r"ask again in ([0-9]{1,9}) ms\Z")
 
 
 class Status(enum.IntEnum):
@@ -78,6 +81,14 @@ class Status(enum.IntEnum):
     NOT_SEALED = 606
     TERMINAL_NOT_FOUND = 607
     TERMINAL_STATE = 608
+    PSAM_NOT_FOUND = 609
+    PSAM_STATE = 610
+
+    # 7xx: PSAMs that are lent.
+    POOL_EXHAUSTED = 700
+    PSAM_GONE = 701
+    PSAM_NOT_OPEN = 702
+    PSAM_DECLINED = 703
 
 
 class Refusal(Exception):  # noqa: N818 - the field's word; what is raised says what happened
@@ -344,6 +355,53 @@ class TerminalStateRefused(Refusal):
     """The terminal's state does not allow this."""
 
     status = Status.TERMINAL_STATE
+
+
+class PsamNotFound(Refusal):
+    """No PSAM of that number was issued."""
+
+    status = Status.PSAM_NOT_FOUND
+
+
+class PsamStateRefused(Refusal):
+    """The PSAM's state does not allow this."""
+
+    status = Status.PSAM_STATE
+
+
+class PoolExhausted(Refusal):
+    """No PSAM became free in time: ask again in a moment."""
+
+    status = Status.POOL_EXHAUSTED
+
+    @classmethod
+    def retry_in(cls, milliseconds: int) -> PoolExhausted:
+        """Return the refusal with its hint when to ask again."""
+        return cls(f"no PSAM became free in time: ask again in {milliseconds} ms")
+
+    @property
+    def retry_milliseconds(self) -> int:
+        """When to ask again; 0 if the sentence does not say it."""
+        found = _RETRY.search(self.detail)
+        return int(found[1]) if found else 0
+
+
+class PsamGone(Refusal):
+    """The PSAM was taken away, failed or was stopped in the middle. What was begun with it is lost: open another."""
+
+    status = Status.PSAM_GONE
+
+
+class PsamNotOpen(Refusal):
+    """There is no open PSAM of this number on this connection."""
+
+    status = Status.PSAM_NOT_OPEN
+
+
+class PsamDeclined(Refusal):
+    """The PSAM answered a command with a status word that says no."""
+
+    status = Status.PSAM_DECLINED
 
 
 class ProposalNotFound(Refusal):

@@ -74,6 +74,12 @@ NUMBERS: Final = {
     "NOT_SEALED": 606,
     "TERMINAL_NOT_FOUND": 607,
     "TERMINAL_STATE": 608,
+    "PSAM_NOT_FOUND": 609,
+    "PSAM_STATE": 610,
+    "POOL_EXHAUSTED": 700,
+    "PSAM_GONE": 701,
+    "PSAM_NOT_OPEN": 702,
+    "PSAM_DECLINED": 703,
 }
 
 every_refusal = pytest.mark.parametrize(
