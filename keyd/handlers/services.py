@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from keyd.cards.profile import Profile
     from keyd.crypto.selftest import SelftestResult
+    from keyd.handlers.desk import PsamDesk
     from keyd.keys.block import KeyHeader
     from keyd.keys.sam import Sam
     from keyd.terminals import Terminals
@@ -42,6 +43,8 @@ class Services:
     warden: Warden | None = None
     # Signs with keyd's own key: r‖s of 64 bytes. None while it is sealed away.
     sign: Callable[[bytes], bytes] | None = None
+    # Whoever lends PSAMs; None where keyd has no pool.
+    psams: PsamDesk | None = None
     # Counts since the start, kept by the telemetry and shown by daemon.status.
     counters: Callable[[], Mapping[str, int]] = field(default=dict)
 
