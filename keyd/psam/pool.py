@@ -357,6 +357,10 @@ class Pool:
         member.ended_in_order(now - turn.began)
         return True
 
+    def has(self, turn: Turn) -> bool:
+        """Whether a turn has not ended."""
+        return turn in self._turns
+
     # Time passes.
 
     def settle(self, now: float) -> list[Event]:
