@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import AlgorithmNotSupported, KeyNotFound, Refusal
 from keyd.iso7816 import converse
@@ -11,6 +13,7 @@ from keyd.keys.block import Use
 from keyd.psam import Applet, Counters, KeySet, Psam, PsamIdentity, RingKeys, TransientMemory
 from keyd.psam.card_tasks import dialogue_of, place_of_task
 from keyd.psam.level_index import every_place, identify_and_probe
+from keyd.routing import RouteRow
 from tests.psam.bench import PROFILES, SERIAL, TERMINAL, random_source
 
 if TYPE_CHECKING:
@@ -91,3 +94,25 @@ class Divided:
 
     def _sam(self, task: SamTask) -> Sam:
         return self.psam if task.key.address in self._psams else self._ring
+
+
+# Pool ------------------------------------------------------------------------------------------------------------
+
+# What a site routes to its PSAMs that has them for reading, writing and maintaining cards and for loads.
+ROUTES: Final = (
+    RouteRow(keys=("IRK", "RK*", "UK*", "PUK", "BK", "LK*", "STK*", "DLK"), to="pool"),
+)
+
+
+class OnePool:
+    """A pool of one PSAM. It notes for whom it computed what."""
+
+    def __init__(self, psam: Sam) -> None:
+        self.psam = psam
+        self.asked: list[tuple[str, SamTask]] = []
+
+    async def compute(self, tasks: Sequence[SamTask], terminal: str) -> list[bytes | Refusal]:
+        """See `keyd.handlers.services.PooledSam`."""
+        self.asked += [(terminal, task) for task in tasks]
+        await trio.lowlevel.checkpoint()
+        return self.psam.compute(tasks)
