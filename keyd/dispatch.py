@@ -9,6 +9,7 @@ wait comes back as `Slow`, for the hub to run beside the tick.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter as Counts
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -30,6 +31,7 @@ from keyd.errors import (
     Status,
 )
 from keyd.handlers import HANDLERS
+from keyd.handlers.opened import drop, opened_for, turn_for
 from keyd.needs import GOVERNED
 from keyd.policy import FOREVER
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from keyd.gate import Gate
+    from keyd.handlers.in_order import Turn
     from keyd.handlers.services import Services
     from keyd.keys.sam import CardKeyRef, SamTask, Steps
     from keyd.protocol.connection import Ask
@@ -82,6 +85,8 @@ class Slow(msgspec.Struct, frozen=True, gc=False):
     session: Session
     # The number of the terminal that asked; who is authenticated when it is done may be somebody else.
     terminal: int = 0
+    # Its place among the requests to one open PSAM, taken as it arrived. Tasks are started in any order.
+    turn: Turn | None = None
 
 
 class Decided(NamedTuple):
@@ -194,7 +199,8 @@ class Dispatch:
         # A command whose cost is SLOW has an async handler; tests/protocol/test_commands.py sees to it.
         outcome: Response | Refusal
         try:
-            outcome = await handler(slow.request, slow.session, self._services)
+            async with slow.turn or contextlib.nullcontext():
+                outcome = await handler(slow.request, slow.session, self._services)
         except Refusal as refusal:
             outcome = refusal
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
@@ -211,6 +217,8 @@ class Dispatch:
 
     def refuse_slow(self, slow: Slow, refusal: Refusal) -> Decided:
         """Record that work was refused before it began, and return the answer."""
+        if slow.turn is not None:
+            slow.turn.give_up()
         return _decided(slow, *self._record_slow(slow, refusal))
 
     def _record_slow(
@@ -340,8 +348,10 @@ class _Tick:
             if gate is not None and asker is not None:
                 until = gate.admit(asker, command.method, request, self._moment())
                 passed = Pass(asker, until)
+                self._require_still(gate, asker, session, request)
             if command.cost is Cost.SLOW:
-                outcome = Slow(msgid, command, request, session, self._terminal(session))
+                turn = turn_for(session, request)
+                outcome = Slow(msgid, command, request, session, self._terminal(session), turn)
             else:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:
@@ -360,6 +370,20 @@ class _Tick:
             self._events.bug("handler_failed", error, method=command.method)
             outcome = Internal()
         self._put(outcome, request, key, passed)
+
+    def _require_still(
+        self, gate: Gate, asker: KnownTerminal, session: Session, request: Request[Any]
+    ) -> None:
+        """Refuse a request to a PSAM that its terminal could not open now, and give the PSAM back."""
+        opened = opened_for(session, request)
+        if opened is None:
+            return
+        method = BY_REQUEST[type(opened.ask)].method
+        try:
+            gate.require_still(asker, method, opened.ask, self._moment())
+        except NotAllowed:
+            drop(session, opened)
+            raise
 
     def _moment(self) -> Moment:
         if self._now is None:
