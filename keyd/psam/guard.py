@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.iso7816 import CommandApdu
     from keyd.psam.level_index import Place
-    from keyd.psam.profile import Environment, PsamProfile
+    from keyd.psam.profile import PsamProfile
 
 _SELECT: Final = (0x00, 0xA4)
 _INITIALIZE_ENVIRONMENT: Final = (0xBF, 0xEC)
@@ -67,12 +67,12 @@ class Dialects:
         )
         # By P1 of INIT SAM FOR PURCHASE, how many amounts it has.
         self.amounts: Final = {int(k.purchase.p1, 16): k.purchase.amounts for k in kinds}
-        self._environments: dict[bytes, set[Environment]] = {}
+        self._environments: dict[bytes, set[CardAlgorithm]] = {}
         self._inner: set[bytes] = set()
         for kind in kinds:
             for environment in kind.environments.values():
                 for name in (environment.aid, environment.file_id.to_bytes(2, "big")):
-                    self._environments.setdefault(name, set()).add(environment)
+                    self._environments.setdefault(name, set()).add(environment.algorithm)
             self._inner.add(kind.application_aid)
             self._inner.add(kind.application_id.to_bytes(2, "big"))
             self._inner |= {file_id.to_bytes(2, "big") for file_id in kind.files}
@@ -90,7 +90,7 @@ class Dialects:
 
     def of_name(self, name: bytes) -> CardAlgorithm | None:
         """Return the algorithm of the environment with this file id or AID, if all that have it have the same."""
-        return _only(environment.algorithm for environment in self._environments.get(name, ()))
+        return _only(self._environments.get(name, ()))
 
     def of_province(self, province: int) -> CardAlgorithm | None:
         """Return the algorithm that INITIALIZE ENVIRONMENT selects, if all profiles say the same."""
