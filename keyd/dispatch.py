@@ -10,6 +10,7 @@ need a key that is in the pool. Such a request takes the rest of the same path w
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter as Counts
 from functools import partial
 from types import GeneratorType
@@ -33,6 +34,7 @@ from keyd.errors import (
     Status,
 )
 from keyd.handlers import HANDLERS
+from keyd.handlers.opened import drop, opened_for, turn_for
 from keyd.leaving import finish_service, resume, side_by_side
 from keyd.needs import GOVERNED
 from keyd.policy import FOREVER
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from keyd.gate import Gate
+    from keyd.handlers.in_order import Turn
     from keyd.handlers.services import Services
     from keyd.keys.sam import CardKeyRef, SamTask, Steps
     from keyd.protocol.connection import Ask
@@ -89,6 +92,8 @@ class Slow(msgspec.Struct, frozen=True, gc=False):
     terminal: int = 0
     # Where the request left a tick with services in the middle: what is to be done of it.
     late: _Tick | None = None
+    # Its place among the requests to one open PSAM, taken as it arrived. Tasks are started in any order.
+    turn: Turn | None = None
 
 
 class Decided(NamedTuple):
@@ -211,7 +216,8 @@ class Dispatch:
         # A command whose cost is SLOW has an async handler; tests/protocol/test_commands.py sees to it.
         outcome: Response | Refusal
         try:
-            outcome = await handler(slow.request, slow.session, self._services)
+            async with slow.turn or contextlib.nullcontext():
+                outcome = await handler(slow.request, slow.session, self._services)
         except Refusal as refusal:
             outcome = refusal
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
@@ -231,6 +237,8 @@ class Dispatch:
         if slow.late is not None:
             slow.late.refuse_late(refusal)
             return slow.late.finish(self._meter, None)
+        if slow.turn is not None:
+            slow.turn.give_up()
         return _decided(slow, *self._record_slow(slow, refusal))
 
     def _record_slow(
@@ -364,8 +372,10 @@ class _Tick:
             if gate is not None and asker is not None:
                 until = gate.admit(asker, command.method, request, self._moment())
                 passed = Pass(asker, until)
+                self._require_still(gate, asker, session, request)
             if command.cost is Cost.SLOW:
-                outcome = Slow(msgid, command, request, session, self._terminal(session))
+                turn = turn_for(session, request)
+                outcome = Slow(msgid, command, request, session, self._terminal(session), turn)
             else:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:
@@ -395,6 +405,20 @@ class _Tick:
             return _Leaving(steps, tasks)
         self._running.append(_Running(place, steps, tasks))
         return None
+
+    def _require_still(
+        self, gate: Gate, asker: KnownTerminal, session: Session, request: Request[Any]
+    ) -> None:
+        """Refuse a request to a PSAM that its terminal could not open now, and give the PSAM back."""
+        opened = opened_for(session, request)
+        if opened is None:
+            return
+        method = BY_REQUEST[type(opened.ask)].method
+        try:
+            gate.require_still(asker, method, opened.ask, self._moment())
+        except NotAllowed:
+            drop(session, opened)
+            raise
 
     def _moment(self) -> Moment:
         if self._now is None:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Wanted(Struct, frozen=True):
-    """Which PSAM is wanted: the one with this 终端机编号 (12 digits), or with "" any that has keys at all these places."""
+    """Which PSAM is wanted: one with keys at all these places, and if `number` is said, with this 终端机编号."""
 
     number: str = ""
     places: frozenset[Place] = frozenset()
 
 
 class MemberReport(Struct, frozen=True):
-    """One member of the pool, for whoever looks after it. `kind` is virtual, reader or rack; `number` is "" until known.
+    """One member of the pool, for whoever looks after it. `kind` is virtual, reader or rack; `number` may be "" yet.
 
     `sessions` are open now and `waiting` wait for a turn on it; `turns` and `failures` are since it joined; `keys` is
     the size of its level index.

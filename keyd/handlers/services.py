@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
+from keyd.psam import Dialects, load_psam_profiles
 from keyd.terminals import Moment
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ class PooledSam(Protocol):
 
     async def compute(self, tasks: Sequence[SamTask], terminal: str) -> list[bytes | Refusal]:
         """Compute a batch for a terminal, by its code. Each result stands where its task stood."""
+
+
+@cache
+def _shipped_dialects() -> Dialects:
+    return Dialects(load_psam_profiles().values())
 
 
 @dataclass(slots=True)
@@ -54,6 +61,8 @@ class Services:
     sign: Callable[[bytes], bytes] | None = None
     # Whoever lends PSAMs; None where keyd has no pool.
     psams: PsamDesk | None = None
+    # How commands to PSAMs are read. keyd's own profiles of PSAMs, unless there are others.
+    dialects: Dialects = field(default_factory=_shipped_dialects)
     # Counts since the start, kept by the telemetry and shown by daemon.status.
     counters: Callable[[], Mapping[str, int]] = field(default=dict)
     # Which keys are the pool's; None if all are the ring's.

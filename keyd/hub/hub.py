@@ -48,6 +48,7 @@ from keyd.hub.limits import (
     MAX_SLOW_PER_CONNECTION,
     MAX_STEPS_AT_ONCE,
     MAX_TICKS_IN_A_ROW,
+    MAX_WAITING_FOR_PSAMS,
     SPARE_FOR_OFFICERS,
     SWEEP_SECONDS,
     TICKET_KEY_SECONDS,
@@ -73,6 +74,9 @@ if TYPE_CHECKING:
 
 _HANGUP: Final = select.EPOLLHUP | select.EPOLLERR
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
+
+# Requests to PSAMs, by the table's rows.
+PSAM_FAMILY: Final = "psam"
 
 # Where nobody counts: after so many answers the pump asks again.
 _UNLIMITED: Final = 0xFFFF_FFFF
@@ -118,7 +122,8 @@ class Hub:
         self._backlog: dict[int, Peer] = {}
         self._deadlines = Deadlines()
         self._held = HeldAnswers(meter, clock)
-        self._slow = 0
+        # Slow work under way, that with PSAMs apart.
+        self._slow = {False: 0, True: 0}
         self._tickets_until = clock() + TICKET_KEY_SECONDS
         self._one_thread = trio.CapacityLimiter(1)
         self._is_draining = False
@@ -557,9 +562,10 @@ class Hub:
 
     def _start_slow(self, peer: Peer, slow: Slow) -> None:
         refusal: Refusal | None = None
+        is_psam = slow.command.family == PSAM_FAMILY
         if peer.in_flight >= MAX_SLOW_PER_CONNECTION:
             refusal = TooManyInFlight()
-        elif self._slow >= MAX_SLOW:
+        elif self._slow[is_psam] >= (MAX_WAITING_FOR_PSAMS if is_psam else MAX_SLOW):
             refusal = Overloaded()
         if refusal is not None:
             decided = self._dispatch.refuse_slow(slow, refusal)
@@ -568,15 +574,15 @@ class Hub:
         if self._nursery is None:
             raise RuntimeError("the hub is not running")
         peer.in_flight += 1
-        self._slow += 1
-        self._nursery.start_soon(self._run_slow, peer, slow)
+        self._slow[is_psam] += 1
+        self._nursery.start_soon(self._run_slow, peer, slow, is_psam)
 
-    async def _run_slow(self, peer: Peer, slow: Slow) -> None:
+    async def _run_slow(self, peer: Peer, slow: Slow, is_psam: bool) -> None:
         try:
             decided = await self._dispatch.run_slow(slow)
         finally:
             peer.in_flight -= 1
-            self._slow -= 1
+            self._slow[is_psam] -= 1
         if peer.is_open:
             self._say_decided(peer, decided)
             if peer.session.must_close:
