@@ -15,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keyd.errors import RemoteProtocolError
+from keyd.iso7816.chip_line import GET_ATR, POWER_OFF, POWER_ON, RESET, Messages, framed
 from keyd.simulator import issue_card
-from keyd.vpcd import GET_ATR, POWER_OFF, POWER_ON, RESET, Messages, framed, serve
+from keyd.vpcd import serve
 from tests.psam.bench import make_applet
 from tests.psam.commands import apdu, deliver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from keyd.vpcd import Chip
+    from keyd.iso7816.chip_line import Chip
 
 SELECT: Final = bytes.fromhex("00A4040006D15600000590")
 SECONDS: Final = 10

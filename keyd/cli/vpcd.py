@@ -24,8 +24,8 @@ from keyd.vpcd import DEFAULT_PORT, serve
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyd.iso7816.chip_line import Chip
     from keyd.psam import PsamProfile
-    from keyd.vpcd import Chip
 
 # As many readers as pcscd has room for.
 MAX_SLOTS: Final = 16
