@@ -85,7 +85,7 @@ def lose(
 
     Raises:
         DomainCrossed: it is not LOCAL's officer.
-        BadParameter: the reason is not printable.
+        BadParameter: the reason is not printable, or has a |.
         PsamNotFound, PsamStateRefused: there is nothing to lose.
     """
     _require_local(officer.domain)
@@ -184,9 +184,9 @@ def _put(contents: Contents, kept: KeptPsam, random_bytes: Callable[[int], bytes
 
 
 def _require_printable(reason: str) -> None:
-    if not reason.isprintable():
-        # Neither cursor keys nor colours for whoever reads the journal on a terminal.
-        raise BadParameter("a reason is printable")
+    # Neither cursor keys nor colours for whoever reads the journal on a terminal.
+    if not reason.isprintable() or "|" in reason:
+        raise BadParameter("a reason is printable, and without |")
 
 
 def _require_local(domain: Domain) -> None:

@@ -206,10 +206,5 @@ class LosePsam(Request[IssuedPsam], frozen=True):
     number: PsamNumber
     reason: Annotated[
         str,
-        Meta(
-            max_length=64,
-            pattern=r"\A[^\x00-\x1f\x7f|]*\Z",
-            extra=SHOW,
-            description="for who reads it later; printable",
-        ),
+        Meta(max_length=64, extra=SHOW, description="for who reads it later; printable, without |"),
     ] = ""
