@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from keyd.policy import PolicyError, read_policy
+from keyd.routing import RouteRow
 from keyd.tls.chains import Anchor, Anchors
 
 if TYPE_CHECKING:
@@ -127,14 +128,6 @@ class Cards(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the card profiles come from."""
 
     profiles: str | None = None
-
-
-class RouteRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which keys are computed with where. The first row that speaks of a key decides; else it is the ring."""
-
-    keys: Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
-    to: Literal["ring", "pool", "hardware"]
-    algorithm: Literal["DES", "SSF33", "SM4"] | None = None
 
 
 class PsamsConfig(Struct, frozen=True, forbid_unknown_fields=True):

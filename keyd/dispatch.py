@@ -375,7 +375,8 @@ class _Tick:
                 self._require_still(gate, asker, session, request)
             if command.cost is Cost.SLOW:
                 turn = turn_for(session, request)
-                outcome = Slow(msgid, command, request, session, self._terminal(session), turn)
+                by = self._terminal(session)
+                outcome = Slow(msgid, command, request, session, by, turn=turn)
             else:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:

@@ -29,7 +29,7 @@ _ADDRESS: Final = re.compile(r"\A[0-9A-F]{4}\Z")
 
 
 class RouteRow(Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[[route]]` of the configuration.
+    """One `[[psams.route]]` of the configuration.
 
     `keys` are logical addresses (4 hex digits) or names, where `RK*` is every name that begins with RK and `*` is all.
     Without an algorithm the row is for all of them.

@@ -21,7 +21,6 @@ from keyd.config import (
     Pkcs11Config,
     PolicyConfig,
     PsamsConfig,
-    RouteRow,
     SealConfig,
     StoreConfig,
     Terminals,
@@ -31,6 +30,7 @@ from keyd.config import (
     read_passphrase,
 )
 from keyd.opening import expand_url
+from keyd.routing import RouteRow
 from keyd.tls.chains import ChainRefused
 from keyd.tls.kinds import TlsKind
 from keyd.tls.pki import Validity, make_revocation_list, synthetic_pki

@@ -160,6 +160,9 @@ TABLE: Final[dict[str, Command]] = {
         _officer_row("terminal.show", registry.ShowTerminal),
         _officer_row("terminal.stop", registry.StopTerminal),
         _officer_row("authority.list", registry.ListAuthorities),
+        _officer_row("psam.issued", registry.ListIssuedPsams),
+        _officer_row("psam.show", registry.ShowIssuedPsam),
+        _officer_row("psam.lose", registry.LosePsam),
     )
 }
 

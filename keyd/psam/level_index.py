@@ -15,8 +15,8 @@ from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import RemoteProtocolError
 from keyd.iso7816 import SW, CommandApdu, UnexpectedStatusWord, transmit
 from keyd.keys.hierarchy import DIVERSIFIER_BYTES
+from keyd.psam.keys import SET
 from keyd.psam.profile import SERIAL_BYTES, TERMINAL_BYTES
-from keyd.psam.ring import SET
 from keyd.psam.transactions import AFTER_BYTES, AMOUNT_BYTES, BEFORE_BYTES, LEVELS
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from keyd.iso7816.chip_line import GET_ATR, POWER_ON, RESET, Messages, framed
 from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.rack_server import serve_rack
 from keyd.lending.racks import RackSource
+from tests.lending.members import PROFILE
 from tests.psam.bench import make_applet
 from tests.psam.commands import apdu, deliver
 
@@ -83,6 +84,7 @@ async def members_at(*ports: int) -> AsyncIterator[Pool]:
     pool = Pool()
     source = RackSource(
         [("127.0.0.1", port) for port in ports],
+        PROFILE,
         command_seconds=COMMAND_SECONDS,
         longest_wait_seconds=0.5,
     )

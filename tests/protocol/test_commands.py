@@ -127,6 +127,12 @@ SHOWN: Final = {
     "ShowTerminal": "code",
     "TerminalReport": "last_seen last_source authentications failures",
     "StopTerminal": "code state reason",
+    "ListIssuedPsams": "offset search state",
+    "IssuedPsams": "total",
+    "ShowIssuedPsam": "number",
+    "ShownPsam": "next_number wrong_mac2",
+    "LosePsam": "number reason",
+    "IssuedPsam": "",
     "ListAuthorities": "",
     "AuthorityList": "",
     "AuthorityReport": "kind",
@@ -319,7 +325,7 @@ def test_what_is_asked_on_the_administrations_socket_without_a_signature() -> No
         "officer.command",
     }
     custody = {"seal", "officer", "proposal", "component", "share", "key", "backup", "authority"}
-    assert {row.family for row in OFFICERS.values()} <= custody | {"terminal"}
+    assert {row.family for row in OFFICERS.values()} <= custody | {"terminal", "psam"}
     assert {row.role for row in ROWS if row.family in custody} == {
         Role.ADMINISTRATION,
         Role.OFFICER,
