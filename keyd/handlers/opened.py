@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from keyd.handlers.in_order import Turn
     from keyd.iso7816 import CommandApdu, Dialogue
     from keyd.protocol.fields import Request
-    from keyd.psam import Guard
+    from keyd.psam.guard import Guard
     from keyd.terminals import Session
 
 T = TypeVar("T")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from keyd.psam import Dialects, load_psam_profiles
+from keyd.psam.guard import Dialects
+from keyd.psam.profile_files import load_psam_profiles
 from keyd.terminals import Moment
 
 if TYPE_CHECKING:

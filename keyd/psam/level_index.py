@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec import Struct
 
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.psam.ring import SET
+from keyd.psam.keys import SET
 
 if TYPE_CHECKING:
     from keyd.cards.profile import ProfileKey

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from keyd.errors import KeyNotFound
 from keyd.keys.hierarchy import Region
 from keyd.keys.sam import CardKeyRef, purpose
+from keyd.psam.keys import SET as SET
 from keyd.psam.keys import KeyAttributes, PsamKey, PsamKeys
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.crypto.secret import SecretKey
     from keyd.keys.ring import KeyRing
-
-# A PSAM names no set. Which one it means is not public; the first is the one that cards are made with. [I]
-SET: Final = 1
 
 # The ring wants to know for which city and card; of a root that is lent it does not matter.
 _NOBODY: Final = Region("000000")
