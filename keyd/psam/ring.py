@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from keyd.errors import KeyNotFound
 from keyd.keys.hierarchy import Region
 from keyd.keys.sam import CardKeyRef, purpose
-from keyd.psam.keys import SET, KeyAttributes, PsamKey, PsamKeys
+from keyd.psam.keys import SET as SET
+from keyd.psam.keys import KeyAttributes, PsamKey, PsamKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
