@@ -62,19 +62,27 @@ class ReaderSource:
 
     async def run(self, joined: Callable[[Member], None], parted: Callable[[Member], None]) -> None:
         """Watch the readers. pcscd need not be there, and may be started anew. Does not end by itself."""
-        send, receive = trio.open_memory_channel[dict[str, int]](math.inf)
+        send, receive = trio.open_memory_channel[dict[str, int] | Exception](math.inf)
         token = trio.lowlevel.current_trio_token()
         is_over = threading.Event()
 
-        def tell(chips: dict[str, int]) -> None:
+        def put(seen: dict[str, int] | Exception) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                send.send_nowait(seen)
+
+        def tell(seen: dict[str, int] | Exception) -> None:
             with suppress(trio.RunFinishedError):
-                token.run_sync_soon(send.send_nowait, chips)
+                token.run_sync_soon(put, seen)
 
         threading.Thread(target=_watch, args=(tell, is_over), name="readers", daemon=True).start()
         try:
-            async for chips in receive:
-                self._take(chips, joined, parted)
+            with send, receive:
+                async for seen in receive:
+                    if isinstance(seen, Exception):
+                        raise seen
+                    self._take(seen, joined, parted)
         finally:
+            # The thread ends by itself, at the latest when it has looked once more.
             is_over.set()
             self._take({}, joined, parted)
 
@@ -100,8 +108,15 @@ class ReaderSource:
         return any(fnmatch.fnmatchcase(reader, pattern) for pattern in self._patterns)
 
 
-def _watch(tell: Callable[[dict[str, int]], None], is_over: threading.Event) -> None:
+def _watch(tell: Callable[[dict[str, int] | Exception], None], is_over: threading.Event) -> None:
     """Tell which readers have a chip, whenever that changes. None has one while pcscd is not there."""
+    try:
+        _look(tell, is_over)
+    except Exception as error:  # noqa: BLE001 - a bug; raised in trio's thread, where it is seen
+        tell(error)
+
+
+def _look(tell: Callable[[dict[str, int]], None], is_over: threading.Event) -> None:
     told: dict[str, int] = {}
     watch = None
     while not is_over.is_set():

@@ -135,6 +135,38 @@ async def test_reset_leaves_nothing_of_who_was_there_before(pcscd: Pcscd) -> Non
         assert (await member.transmit(0, CIPHER)).hex() == "6901"
 
 
+class Heard(Slow):
+    """A PSAM with one of two ATRs, that remembers what arrived."""
+
+    def __init__(self, atr: str) -> None:
+        super().__init__()
+        self._atr = bytes.fromhex(atr)
+        self.heard: list[str] = []
+
+    @property
+    def atr(self) -> bytes:
+        return self._atr
+
+    def transmit(self, command: bytes) -> bytes:
+        self.heard.append(command.hex())
+        return super().transmit(command)
+
+
+# T=0 alone; and T=1, with the check character that belongs to it.
+@pytest.mark.parametrize(("atr", "is_t0"), [("3B00", True), ("3B800181", False)])
+async def test_data_and_le_go_as_the_protocol_has_them(pcscd: Pcscd, atr: str, is_t0: bool) -> None:
+    pcscd.start()
+    chip = Heard(atr)
+    async with readers(pcscd) as (pool, (slot, _)):
+        await slot.put(chip)
+        (member,) = await pool.until(1)
+        assert (await member.reset(0)).hex().upper() == atr
+        answer = await member.transmit(0, SELECT + b"\x03")
+        assert answer == make_applet().transmit(SELECT + b"\x03")
+        whole = SELECT.hex() + "03"
+        assert chip.heard == ([SELECT.hex(), "00c0000003"] if is_t0 else [whole])
+
+
 async def test_only_readers_that_are_named_are_used(pcscd: Pcscd) -> None:
     pcscd.start()
     async with readers(pcscd, "No such *", "* 01") as (pool, slots):
