@@ -182,6 +182,18 @@ def test_messages_survive_any_cutting(messages: list[bytes], cuts: list[int]) ->
     assert seen == messages
 
 
+@given(length=st.integers(1, 0xFFFF), longest=st.integers(1, 0xFFFF))
+def test_a_message_that_announces_too_much_is_not_waited_for(length: int, longest: int) -> None:
+    messages = Messages(longest)
+    announced = length.to_bytes(2, "big")
+    if length <= longest:
+        assert messages.receive_data_untrusted(announced) == []
+        assert not messages.is_between
+    else:
+        with pytest.raises(RemoteProtocolError):
+            messages.receive_data_untrusted(announced)
+
+
 @given(data=st.binary(max_size=100))
 def test_any_bytes_are_messages_or_one_error(data: bytes) -> None:
     try:

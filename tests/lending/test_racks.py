@@ -5,7 +5,6 @@ The good rack is `serve_rack` over real sockets with keyd's PSAMs in it. The oth
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -14,60 +13,23 @@ import pytest
 import trio
 
 from keyd.iso7816.chip_line import GET_ATR, POWER_ON, RESET, Messages, framed
-from keyd.lending.member import MemberFailed, MemberKind
+from keyd.lending.member import MemberKind
 from keyd.lending.rack_server import serve_rack
 from keyd.lending.racks import RackSource
+from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, failing
 from tests.lending.members import PROFILE
 from tests.psam.bench import make_applet
-from tests.psam.commands import apdu, deliver
+from tests.psam.commands import apdu
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keyd.iso7816.chip_line import Chip
-    from keyd.lending.member import Member
 
-SECONDS: Final = 20
 # Long for a rack that answers, short for one that does not.
 COMMAND_SECONDS: Final = 0.4
 
-SELECT: Final = bytes.fromhex("00A4040006D15600000590")
-DELIVER: Final = deliver("social-security", "SM4", 0x67, 0x08)
-CIPHER: Final = apdu("80FA0000", bytes(16), 16)
 ATR: Final = bytes.fromhex("3B6800004B45594450534151")
-OK: Final = b"\x90\x00"
-
-
-class Pool:
-    """Whoever is told of members: it has those that are there, and knows what it was told."""
-
-    def __init__(self) -> None:
-        self.there: dict[str, Member] = {}
-        self.told: list[str] = []
-        self._changed = trio.Event()
-
-    def joined(self, member: Member) -> None:
-        assert member.name not in self.there
-        self.there[member.name] = member
-        self._tell("joined")
-
-    def parted(self, member: Member) -> None:
-        assert self.there.pop(member.name) is member
-        self._tell("parted")
-
-    def _tell(self, what: str) -> None:
-        self.told.append(what)
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def until(self, count: int) -> list[Member]:
-        while len(self.there) != count:
-            await self._changed.wait()
-        return list(self.there.values())
-
-    async def until_told(self, count: int) -> None:
-        while len(self.told) < count:
-            await self._changed.wait()
 
 
 async def listeners(count: int) -> list[trio.SocketListener]:
@@ -132,34 +94,6 @@ async def hostile(play: Play) -> AsyncIterator[Pool]:
         async with members_at(port_of(listener)) as pool:
             yield pool
         nursery.cancel_scope.cancel()
-
-
-class Slow:
-    """A PSAM that goes on computing until it is let go."""
-
-    def __init__(self) -> None:
-        self.applet = make_applet()
-        self.is_slow = False
-        self.begun, self.let_go = threading.Event(), threading.Event()
-
-    @property
-    def atr(self) -> bytes:
-        return self.applet.atr
-
-    def reset(self) -> bytes:
-        return self.applet.reset()
-
-    def transmit(self, command: bytes) -> bytes:
-        if self.is_slow:
-            self.begun.set()
-            self.let_go.wait(SECONDS)
-        return self.applet.transmit(command)
-
-
-async def failing(call: Awaitable[bytes]) -> str:
-    with pytest.raises(MemberFailed) as caught:
-        await call
-    return str(caught.value)
 
 
 async def test_two_psams_of_a_rack_answer_as_they_do_without_one() -> None:
