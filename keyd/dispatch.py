@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from keyd.recorder import Recorder
     from keyd.telemetry import Events, Meter
     from keyd.terminals import KnownTerminal, Line, Moment, Session
-    from keyd.uses import Numbers
 
 # What a method is called in metrics when there is no such method: a peer must not make up label values.
 UNKNOWN_METHOD: Final = "unknown"
@@ -381,7 +380,10 @@ class _Tick:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:
                     tasks = next(answer)
-                    outcome = self._go_on(place, answer, tasks)
+                    if self._routing is None:
+                        self._running.append(_Running(place, answer, tasks))
+                    else:
+                        outcome = self._go_on(place, answer, tasks)
                     key = tasks[0].key if tasks else None
                 else:
                     outcome = answer  # type: ignore[assignment]  # SLOW ones alone are awaitable
@@ -585,7 +587,7 @@ class _Tick:
         return position
 
     def _uses(self, recorder: Recorder) -> bytes:
-        numbers = recorder.numbers
+        numbers, routing = recorder.numbers, self._routing
         uses = []
         for asked in self._asked:
             if not asked.number:
@@ -600,24 +602,24 @@ class _Tick:
                         continue  # it cannot be recorded: that is what it says
                 elif isinstance(outcome, Slow):
                     continue  # it is recorded when it is done
+                key = self._keys[place]
+                if key is None:
+                    key_number = 0
+                elif routing is not None and routing.is_pooled(key):
+                    key_number = numbers.pooled_key(key.address, key.algorithm)
+                else:
+                    key_number = numbers.key(key.address, key.algorithm, key.purpose)
                 uses.append(
                     USE.pack(
                         asked.number,
                         status,
                         connection,
                         asked.terminal,
-                        self._key_number(numbers, self._keys[place]),
+                        key_number,
                         numbers.card_id(self._requests[place]),
                     )
                 )
         return b"".join(uses)
-
-    def _key_number(self, numbers: Numbers, key: CardKeyRef | None) -> int:
-        if key is None:
-            return 0
-        if self._routing is not None and self._routing.is_pooled(key):
-            return numbers.pooled_key(key.address, key.algorithm)
-        return numbers.key(key.address, key.algorithm, key.purpose)
 
     def _withhold(self, refusal: AuditUnavailable) -> None:
         """Refuse all that should have been recorded: an answer that the journal missed never happened."""
