@@ -6,81 +6,25 @@ oldest comes first. So between two turns that a member gives to one asker, every
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from keyd.errors import LocalProtocolError
+from keyd.psam.pool_terms import Found, MemberState, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from keyd.psam.level_index import MemberFacts, Place
+    from keyd.psam.pool_terms import Session, Ticket, Turn
 
 # What a turn is thought to take before one was seen, in seconds: a few round trips to a real PSAM.
 FIRST_MEAN_SECONDS: Final = 0.1
 
 # How much the last turn counts in the mean: an eighth, as in TCP's round trip time.
 MEAN_WEIGHT: Final = 0.125
-
-
-class MemberState(enum.StrEnum):
-    """What a member is good for."""
-
-    READING = "reading"
-    """It has come and is being identified and probed; it serves nobody yet."""
-    READY = "ready"
-    """It serves."""
-    QUARANTINED = "quarantined"
-    """It misbehaved, and serves nobody until it was read again."""
-
-
-class Found(enum.StrEnum):
-    """What a turn finds on its slot."""
-
-    FRESH = "fresh"
-    """Nobody has used it since it was reset."""
-    OWN = "own"
-    """It is as the same session left it: nothing has to be replayed."""
-    USED = "used"
-    """Somebody else's turn has ended in order here: something else is selected."""
-
-
-@dataclass(frozen=True, eq=False)
-class Session:
-    """Somebody who has a member for as long as the session lasts."""
-
-    number: int
-    asker: str
-    member: str
-    facts: MemberFacts
-
-
-@dataclass(frozen=True, eq=False)
-class Ticket:
-    """Somebody who waits for a turn: of the session's member, or of any that has the keys at these places."""
-
-    number: int
-    asker: str
-    session: Session | None
-    places: AbstractSet[Place]
-    asked: float
-    deadline: float
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """A slot of a member, held by one asker and nobody else until it is given back or runs out."""
-
-    number: int
-    asker: str
-    session: Session | None
-    member: str
-    slot: int
-    found: Found
-    began: float
 
 
 class Rotation:
@@ -167,9 +111,43 @@ class PooledMember:
         return (len(self.sessions) + len(self.held)) / self.slots
 
     @property
+    def read_facts(self) -> MemberFacts:
+        """What it is.
+
+        Raises:
+            LocalProtocolError: it was not read yet.
+        """
+        if self.facts is None:
+            raise LocalProtocolError(f"member {self.name} was not read")
+        return self.facts
+
+    @property
+    def keys(self) -> int:
+        """How many keys it is known to have."""
+        return 0 if self.facts is None else len(self.facts.levels)
+
+    @property
     def terminal_number(self) -> str:
         """Its 终端机编号, 12 digits; empty as long as it was not read."""
         return "" if self.facts is None else self.facts.terminal.hex()
+
+    @property
+    def standing(self) -> Standing:
+        """What is reported of it."""
+        return Standing(
+            self.name,
+            self.state,
+            self.owner,
+            self.terminal_number,
+            self.slots,
+            self.keys,
+            len(self.sessions),
+            len(self.held),
+            len(self.dirty),
+            len(self.rotation),
+            self.turns,
+            self.failures,
+        )
 
     def may_serve(self, asker: str) -> bool:
         """Whether it is this asker's, or the shared set's."""
@@ -178,6 +156,10 @@ class PooledMember:
     def has(self, places: AbstractSet[Place]) -> bool:
         """Whether it is known to have keys at all these places."""
         return self.facts is not None and places <= self.facts.levels.keys()
+
+    def serves(self, asker: str, places: AbstractSet[Place]) -> bool:
+        """Whether it would do for an asker once it is ready."""
+        return self.may_serve(asker) and self.has(places)
 
     def refresh(self) -> None:
         """Take all slots for reset."""
