@@ -44,6 +44,7 @@ from keyd.config import (
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.crypto.native._core import KeyMemoryError, open_arena
 from keyd.crypto.selftest import require_selftest, run_selftest
+from keyd.custody.catalogue import Catalogue
 from keyd.dispatch import Dispatch
 from keyd.errors import Refusal
 from keyd.gate import SECRET_BYTES, Gate
@@ -67,6 +68,8 @@ from keyd.listening import (
 from keyd.needs import Needs, catalogue
 from keyd.opening import open_custody, open_journal
 from keyd.ops import Operations
+from keyd.pooling import Pooling, issued_psams, load_kinds, open_pool, routing_of, synthetic_psams
+from keyd.psam.guard import Dialects
 from keyd.pump._pump import Pump, SeenCards
 from keyd.recorder import Recorder
 from keyd.registry.synthetic import DEVELOPMENT_ROLE, development_terminals
@@ -124,6 +127,9 @@ class Daemon:
         administration: Sequence[socket.socket],
         operations: socket.socket | None,
         lines: Sequence[tuple[ConfiguredLine, socket.socket]] = (),
+        *,
+        catalogue: Catalogue,
+        psams: int = 0,
     ) -> None:
         self._config = config
         self._read_config = read_config
@@ -165,12 +171,31 @@ class Daemon:
         self._is_ready = False
         self._keeping = trio.CancelScope()
         if journal is not None and not services.has_synthetic_keys:
-            self._custody = open_custody(config, journal, ring, self._say, self._adopted)
+            self._custody = open_custody(config, journal, ring, self._say, self._adopted, catalogue)
             services.warden = self._custody.warden
             self._custody.warden.registry_changed = self._registry_changed
             services.terminals.activity = self._custody.warden.seen
             services.is_sealed = True
+        self._pooling = self._pool(catalogue, psams)
         self._show()
+
+    def _pool(self, catalogue: Catalogue, synthetic: int) -> Pooling | None:
+        """Make whoever lends PSAMs, if there are any to be lent."""
+        config, services = self._config.psams, self._services
+        issued = None
+        if self._custody is not None and config.issued:
+            issued = issued_psams(self._custody, self._ring, catalogue)
+        played = synthetic_psams(synthetic, self._ring, catalogue) if synthetic else issued
+        lender = open_pool(config, catalogue, services.profiles, played, self._say_of_psam)
+        if lender is None:
+            return None
+        services.psams = services.pool = lender
+        self._meter.watch_psams(lender.members)
+        return Pooling(lender, issued)
+
+    def _say_of_psam(self, event: str, detail: str) -> None:
+        say = self._events.warning if event == "psam_failed" else self._events.info
+        say(event, detail=detail)
 
     def _enforce(self, policy: PolicyFile) -> None:
         """Let a policy be in force from now on."""
@@ -233,6 +258,8 @@ class Daemon:
                 if self._custody is not None:
                     await self._custody.unseal_by_keepers()
                     nursery.start_soon(self._keep_custody, self._custody)
+                if self._pooling is not None:
+                    nursery.start_soon(self._pooling.run, self._services.warden)
                 self._say_ready()
                 await self._hub.run()
                 if self._custody is not None:
@@ -285,6 +312,8 @@ class Daemon:
         if terminals.load(contents.terminals if contents is not None else {}):
             self._hub.review(terminals, self._services.moment())
             self._meter.terminals.set(len(terminals))
+        if self._pooling is not None:
+            self._pooling.show(self._services.warden)
 
     def _status(self) -> str:
         if self._services.is_sealed:
@@ -432,6 +461,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         help="with --dev --policy: a role of the development terminals; more than once",
     )
+    parser.add_argument(
+        "--psams",
+        type=int,
+        default=2,
+        metavar="N",
+        help="with --dev: so many shared PSAMs are played and lent (default 2)",
+    )
     parser.add_argument("--log-level", default="info", help="with --dev: debug … error")
     parser.add_argument("--version", action="version", version=f"keyd {__version__}")
     options = parser.parse_args(arguments)
@@ -479,6 +515,9 @@ def _start(options: argparse.Namespace) -> Daemon:
         random_bytes=secrets.token_bytes,
         sign=synthetic_identity_key().sign if options.dev else None,
     )
+    kinds = load_kinds(config.psams)
+    services.dialects = Dialects(kinds.values())
+    services.routing = routing_of(config.psams, profiles)
     policy = _read_policy(config, profiles)
     allow_descriptors(config.limits.connections)
     lines = read_lines(config.listen.tls)
@@ -510,6 +549,8 @@ def _start(options: argparse.Namespace) -> Daemon:
         administration,
         operations,
         encrypted,
+        catalogue=Catalogue(kinds, tuple(newest(profiles).keys.values())),
+        psams=options.psams if options.dev else 0,
     )
 
 

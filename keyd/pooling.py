@@ -84,9 +84,7 @@ def load_kinds(config: PsamsConfig) -> dict[str, PsamProfile]:
     return kinds
 
 
-def issued_psams(
-    custody: Custody, ring: KeyRing, catalogue: Catalogue
-) -> VirtualSource[KeptPsam]:
+def issued_psams(custody: Custody, ring: KeyRing, catalogue: Catalogue) -> VirtualSource[KeptPsam]:
     """Return the PSAMs that officers issued, which `Pooling.show` brings up to date."""
     player = Player(custody.store, ring, catalogue, secrets.token_bytes)
 

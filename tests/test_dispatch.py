@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgpack
+import msgspec
 import pytest
 import structlog
 import trio

@@ -70,6 +70,8 @@ class VirtualMember:
             return await trio.to_thread.run_sync(
                 self._transmit_counting, applet, command, abandon_on_cancel=True
             )
+        # Many commands in a row must not keep the tick waiting.
+        await trio.lowlevel.checkpoint()
         return applet.transmit(command)
 
     def _transmit_counting(self, applet: Applet, command: bytes) -> bytes:

@@ -268,7 +268,7 @@ class Pool:
 
     def has(self, turn: Turn) -> bool:
         """Whether a turn has not ended."""
-        return turn in self._turns
+        return turn in self._clock
 
     # Time passes.
 

@@ -21,6 +21,7 @@ from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.rack_server import play
 from keyd.lending.readers import MAX_STUCK, ReaderMember, ReaderSource
 from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, failing
+from tests.lending.members import PROFILE
 from tests.pcscd import Pcscd, needs_pcscd, socket_of_this_process
 from tests.psam.bench import make_applet
 from tests.psam.commands import apdu
@@ -87,7 +88,7 @@ async def readers(
     pcscd: Pcscd, *patterns: str, seconds: float = COMMAND_SECONDS
 ) -> AsyncIterator[tuple[Pool, list[Slot]]]:
     pool = Pool()
-    source = ReaderSource(patterns or ["Virtual *"], command_seconds=seconds)
+    source = ReaderSource(patterns or ["Virtual *"], PROFILE, command_seconds=seconds)
     with trio.fail_after(2 * SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(source.run, pool.joined, pool.parted)
@@ -366,7 +367,7 @@ def test_without_pyscard_it_says_what_to_install() -> None:
         "import sys; sys.modules['smartcard'] = None\n"
         "from keyd.lending.pcsc import PcscUnavailable\n"
         "from keyd.lending.readers import ReaderSource\n"
-        "try: ReaderSource(['*'])\n"
+        "try: ReaderSource(['*'], None)\n"
         "except PcscUnavailable as error: print(error)\n"
     )
     done = subprocess.run(
