@@ -196,6 +196,8 @@ class Lender:
             PoolExhausted: too many wait, or its turn did not come in time.
         """
         ticket = self._asked[lent.session] = self._pool.ask(lent.session, trio.current_time())
+        # Who waits wants it still.
+        self.used(lent)
         try:
             return await self.turn_of(ticket)
         finally:

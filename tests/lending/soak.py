@@ -47,7 +47,7 @@ SLOTS: Final = 2
 # In the first part of every quarter of the run everybody is in a hurry.
 RUSHES: Final = 4
 RUSH_SHARE: Final = 0.1
-RUSH_HASTE: Final = 10.0
+RUSH_HASTE: Final = 6.0
 
 HOUR: Final = 3600.0
 
@@ -170,14 +170,20 @@ class _Run:
         plan = self.plan
         chance = random.Random(f"{plan.seed} thinks {terminal.code}")  # noqa: S311 - as above
         began = trio.current_time()
-        while (at := trio.current_time() - began) < plan.seconds:
+        while trio.current_time() - began < plan.seconds:
             with trio.move_on_after(self._patience) as patience:
                 await terminal.run_one()
             if patience.cancelled_caught:
                 self.watch.fault(f"{terminal.code} waits without end")
-            is_rush = at / plan.seconds * RUSHES % 1 < RUSH_SHARE
-            think = plan.think_seconds / (RUSH_HASTE if is_rush else 1)
-            await trio.sleep(think * chance.uniform(0.5, 1.5))
+            await trio.sleep(self._thinks(trio.current_time() - began, chance))
+
+    def _thinks(self, at: float, chance: random.Random) -> float:
+        """Return how long a terminal thinks, for whom it is `at`: whatever it does, it is there when a rush begins."""
+        think = self.plan.think_seconds * chance.uniform(0.5, 1.5)
+        hasty = think / RUSH_HASTE
+        quarter = self.plan.seconds / RUSHES
+        since = at % quarter
+        return hasty if since < quarter * RUSH_SHARE else min(think, quarter - since + hasty)
 
     async def look(self) -> None:
         """Look at the books all the time."""
@@ -233,7 +239,10 @@ class _Run:
         """Sum up, and say what is wrong with the sums."""
         plan, watch = self.plan, self.watch
         served = [terminal.served for terminal in self.terminals]
-        shares = [watch.granted[t.code] / max(watch.asked[t.code], 1) for t in self.terminals]
+        shares = [
+            granted / max(granted + watch.expired[code], 1)
+            for code, granted in ((one.code, watch.granted[one.code]) for one in self.terminals)
+        ]
         waits = sorted(watch.waits)
         names = {member.name for member in self.pool._members}
         troubled = {chip.name for chip in self.flaky}

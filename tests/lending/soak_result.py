@@ -69,8 +69,8 @@ def summary(result: Result) -> str:
         f" {result.most_overtaken} others had a turn there first."
         if not any("had two turns" in fault for fault in result.faults)
         else "- There were terminals that were overtaken twice.",
-        f"- Served by terminal: {result.least_served} to {result.most_served}; the least lucky one got"
-        f" {result.least_granted_share:.0%} of the turns that it asked for.",
+        f"- Served by terminal: {result.least_served} to {result.most_served}; the least lucky one"
+        f" waited long enough for {result.least_granted_share:.0%} of the turns that it asked for.",
         f"- {result.transaction_numbers:,} terminal transaction numbers, none twice.",
         f"- Faults: {'; '.join(result.faults) or 'none'}.",
     ]

@@ -177,6 +177,22 @@ async def test_an_open_psam_that_nobody_uses_is_closed(
         await unused.transmit(SM4_ENVIRONMENT)
 
 
+async def test_an_open_psam_whose_command_waits_is_not_closed(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    limits = PoolLimits(wait_seconds=5.0, idle_seconds=60.0, turn_seconds=60.0)
+    lender = lender_of(Fixed([Chip(1)]), limits, Times(open_seconds=10.0))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    holder, other = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+    await trio.sleep(8)
+    await answers(holder, SM4_ENVIRONMENT, APPLICATION, DELIVER)
+    async with trio.open_nursery() as inner:
+        inner.start_soon(other.transmit, SM4_ENVIRONMENT)
+        await trio.sleep(4)
+        await holder.transmit(CIPHER)
+
+
 async def test_abandoned_in_the_middle_of_a_command_the_chip_is_reset_before_anybody_has_it(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
