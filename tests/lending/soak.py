@@ -21,6 +21,7 @@ import trio
 import trio.testing
 from msgspec import Struct
 
+from keyd.errors import PsamGone
 from keyd.handlers.desk import Wanted
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
@@ -28,6 +29,7 @@ from keyd.lending.lender import Lender, Times
 from keyd.psam import Applet
 from keyd.psam.pool import PoolLimits, Strategy
 from tests.lending.members import ALGORITHMS, CARDS, PLACES, PROFILE, Chip, Fixed, psam
+from tests.lending.soak_cards import GET_TERMINAL
 from tests.lending.soak_members import Flaky, misfortune, played
 from tests.lending.soak_result import Result, summary, write
 from tests.lending.soak_terminal import TRIES, GaveUp, Site, Terminal
@@ -208,16 +210,36 @@ class _Run:
         await trio.sleep(self.plan.times.open_seconds)
 
     async def come_to_rest(self) -> None:
-        """Wait until nobody has or wants anything and all members serve; then each has to answer rightly."""
-        if not await self.until(lambda: is_quiet(self.lender, self.pool)):
-            self.watch.fault(f"something is left: {self.pool.standings()}")
-            return
-        check_books(self.pool, self.watch)
+        """Wait until nobody has or wants anything and all members serve; then each has to answer rightly, after those
+        that fail have failed for the last time and come back by themselves."""
+        for do in (self._fail_again, self._ask_all, None):
+            if not await self.until(lambda: is_quiet(self.lender, self.pool)):
+                self.watch.fault(f"something is left: {self.pool.standings()}")
+                return
+            check_books(self.pool, self.watch)
+            if do is not None:
+                await do()
+
+    async def _fail_again(self) -> None:
+        for number, first in zip(FLAKY, self.flaky, strict=True):
+            lent = await self.lender.open(self.terminals[0].code, Wanted(f"{number:012}"))
+            # It may have been put back meanwhile.
+            chip = self.lender._members[first.name]
+            assert isinstance(chip, Flaky)
+            chip.trouble = "failed"
+            try:
+                await lent.transmit(GET_TERMINAL)
+            except PsamGone:
+                pass
+            else:
+                self.watch.fault(f"{chip.name} failed, and nobody was told")
+            chip.trouble = None
+            await lent.close()
+
+    async def _ask_all(self) -> None:
         for number in self.site.alone:
             if not await self._answers(number):
                 self.watch.fault(f"{number} does not answer when all is over")
-        if not await self.until(lambda: is_quiet(self.lender, self.pool)):
-            self.watch.fault("something is left of the last readings")
 
     async def _answers(self, number: str) -> bool:
         for _ in range(TRIES):
