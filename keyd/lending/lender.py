@@ -169,6 +169,9 @@ class Lender:
         except PsamNotFound:
             raise KeyNotFound(f"no PSAM has the key {task.key.address:04X}") from None
         turn = await self.turn_of(ticket)
+        if not self.has(turn):
+            # It ended before anybody could take it up, and the member may be gone.
+            raise PsamGone(GONE)
         member = self._members[turn.member]
         is_clean = False
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
+import trio.testing
 
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import (
@@ -15,6 +16,7 @@ from keyd.errors import (
     PoolExhausted,
     PsamGone,
     PsamNotFound,
+    Refusal,
 )
 from keyd.handlers.desk import Wanted
 from keyd.keys.block import Use
@@ -462,6 +464,31 @@ async def test_with_no_member_left_a_task_is_refused(
     is_ready = True
     (refused,) = await lender.compute([cryptogram()], "T1")
     assert isinstance(refused, PoolExhausted | PsamGone)
+
+
+async def test_a_member_taken_away_at_whatever_moment_is_a_refusal(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    source = Fixed([])
+    lender = lender_of(source, PoolLimits(wait_seconds=0.5))
+    nursery.start_soon(lender.run)
+    await trio.testing.wait_all_tasks_blocked()
+    for steps in range(12):
+        chip = Chip(1)
+        source.joined(chip)
+        await until_ready(lender)
+        results: list[bytes | Refusal] = []
+
+        async def compute(results: list[bytes | Refusal] = results) -> None:
+            results += await lender.compute([cryptogram()], "T1")
+
+        async with trio.open_nursery() as inner:
+            inner.start_soon(compute)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            source.parted(chip)
+        (result,) = results
+        assert isinstance(result, PoolExhausted | PsamGone | KeyNotFound), steps
 
 
 # Virtual members -------------------------------------------------------------------------------------------------
