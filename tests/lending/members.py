@@ -18,6 +18,7 @@ from keyd.psam.pool import Pool, PoolLimits, Strategy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from keyd.lending.member import Source
     from keyd.psam import Psam, PsamProfile
 
 PROFILE: Final = load_psam_profiles()["social-security"]
@@ -114,7 +115,7 @@ class Fixed:
 
 
 def lender_of(
-    source: Fixed,
+    source: Source,
     limits: PoolLimits | None = None,
     times: Times | None = None,
     strategy: Strategy = Strategy.LEAST_USED,

@@ -437,7 +437,7 @@ async def test_issued_psams_come_go_and_begin_anew(nursery: trio.Nursery) -> Non
     source: VirtualSource[str] = VirtualSource(
         lambda number: psam(int(number)), lambda _number: "", slots=2
     )
-    lender = lender_of(source)  # type: ignore[arg-type]
+    lender = lender_of(source)
     nursery.start_soon(lender.run)
     source.show({"000000000001": "1", "000000000002": "2"})
     await until_ready(lender, 2)
