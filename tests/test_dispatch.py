@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgpack
+import msgspec
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
@@ -41,6 +42,7 @@ from keyd.registry.synthetic import development_terminals, synthetic_terminals
 from keyd.telemetry import MAX_PEER_LINES_PER_SECOND, Events, Meter, configure_logging
 from keyd.terminals import CHALLENGE_SECONDS, Session, Terminals
 from tests.proofs import keyd_proof, terminal_proof
+from tests.psam.desk import AppletDesk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -290,6 +292,11 @@ def conversation(keyd: Keyd) -> Iterator[str]:
     )
     assert ok("library.do_debit_2", CARD, DEBIT, step2) == ["", []]
     yield "library.do_debit_2"
+
+    keyd.services.psams = AppletDesk()
+    ((member,),) = ok("psam.list")
+    assert member[:4] == ["psam-1", "virtual", "ready", "510100000001"]
+    yield "psam.list"
 
 
 def a_card(keyd: Keyd) -> Any:
