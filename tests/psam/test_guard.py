@@ -137,6 +137,15 @@ def test_an_unknown_environment_names_no_key() -> None:
     assert slot.guard.environment is None
 
 
+@pytest.mark.parametrize("sw", [0x6283, 0x6300])
+def test_a_warning_leaves_the_environment_unknown(sw: int) -> None:
+    for command in (SELECT_DF01, SELECT_DES, apdu("BFEC0000", b"\x51")):
+        guard = Guard(DIALECTS, frozenset({RKSSSE}))
+        guard.environment = SM4
+        guard.note(CommandApdu.parse_untrusted(command), sw)
+        assert guard.environment is None
+
+
 @pytest.mark.parametrize("opened", ["5", "51", "510", "5101", "51010", "510100"])
 def test_diversifiers_name_the_region_of_the_opening(opened: str) -> None:
     slot = Slot(RKSSSE, region=opened)
