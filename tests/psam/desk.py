@@ -39,6 +39,7 @@ class LentApplet:
         self.facts = MemberFacts(SERIAL, NUMBER, self._applet.atr, desk.levels)
         self.sent: list[bytes] = []
         self.is_open = True
+        self.is_back = trio.Event()
         self._is_busy = False
 
     async def transmit(self, command: bytes) -> bytes:
@@ -64,6 +65,7 @@ class LentApplet:
 
     def abandon(self) -> None:
         self.is_open = False
+        self.is_back.set()
 
 
 class AppletDesk:
