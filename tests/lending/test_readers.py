@@ -20,7 +20,7 @@ import trio
 from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.rack_server import play
 from keyd.lending.readers import MAX_STUCK, ReaderMember, ReaderSource
-from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, failing
+from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, begun, failing
 from tests.lending.members import PROFILE
 from tests.pcscd import Pcscd, needs_pcscd, socket_of_this_process
 from tests.psam.bench import make_applet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from keyd.iso7816.chip_line import Chip
+    from keyd.lending.member import Member
 
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -95,11 +96,6 @@ async def readers(
             yield pool, [Slot(nursery, pcscd.port + slot) for slot in range(2)]
             nursery.cancel_scope.cancel()
     assert not pool.there
-
-
-async def begun(slow: Slow) -> None:
-    while not slow.begun.is_set():  # noqa: ASYNC110 - a thread sets it
-        await trio.sleep(0.01)
 
 
 async def test_psams_in_two_slots_answer_as_they_do_without_a_reader(pcscd: Pcscd) -> None:
@@ -238,7 +234,10 @@ async def test_pcscd_dies_mid_command_and_is_started_again(pcscd: Pcscd) -> None
             nursery.start_soon(select)
             await begun(slow)
             pcscd.kill()
-        assert failures[0].startswith(f"{FIRST}: ")
+        # Whoever is first: the watching thread, or the one that had the command.
+        assert failures[0] == f"{FIRST}: {GONE}" or failures[0].startswith(
+            f"{FIRST}: SCardTransmit: "
+        )
         await pool.until(0)
         slow.is_slow = False
         slow.let_go.set()
@@ -334,6 +333,54 @@ async def test_a_cancelled_command_takes_its_answer_with_it(pcscd: Pcscd) -> Non
         assert member.stuck == 0
         assert (await member.transmit(0, CIPHER)).hex() == "6901"
         assert pool.told == ["joined"]
+
+
+async def test_a_command_in_flight_fails_when_its_source_ends(pcscd: Pcscd) -> None:
+    pcscd.start()
+    slow, pool = Slow(), Pool()
+    async with readers(pcscd, "none") as (_, (slot, _other)), trio.open_nursery() as nursery:
+        source = ReaderSource(["*"], command_seconds=10 * SECONDS)
+        nursery.start_soon(source.run, pool.joined, pool.parted)
+        await slot.put(slow)
+        (member,) = await pool.until(1)
+        await member.reset(0)
+        slow.is_slow = True
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as asking:
+                asking.start_soon(fail_as_gone, member)
+                await begun(slow)
+                nursery.cancel_scope.cancel()
+        slow.let_go.set()
+    assert pool.told == ["joined", "parted"]
+
+
+async def fail_as_gone(member: Member) -> None:
+    assert GONE in await failing(member.transmit(0, SELECT))
+
+
+async def test_no_more_than_two_threads_are_stuck_in_a_reader(pcscd: Pcscd) -> None:
+    pcscd.start()
+    slow = Slow()
+    async with readers(pcscd, seconds=0.5) as (pool, (slot, _)):
+        await slot.put(slow)
+        (member,) = await pool.until(1)
+        assert isinstance(member, ReaderMember)
+        # pcscd asks for the ATR now and then, to see that the chip is there. It has the reader then.
+        slow.is_slow_to_start = True
+        await begun(slow)
+        sentences = [await failing(member.reset(0)) for _ in range(MAX_STUCK + 2)]
+        assert sentences[:MAX_STUCK] == [f"{FIRST}: no answer within 0.5 s"] * MAX_STUCK
+        assert (
+            sentences[MAX_STUCK:] == [f"{FIRST}: {MAX_STUCK} commands are stuck in the reader"] * 2
+        )
+        slow.let_go.set()
+
+
+def test_a_chip_that_was_exchanged_between_two_looks_is_another_member() -> None:
+    source, pool = ReaderSource(["*"]), Pool()
+    for seen in ({"A": 1}, {"A": 1, "B": 1}, {"A": 3, "B": 1}, {"A": 3}):
+        source._take(seen, pool.joined, pool.parted)
+    assert pool.told == ["joined", "joined", "parted", "joined", "parted"]
 
 
 class Wrong(Slow):
