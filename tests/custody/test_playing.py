@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+import trio
 from msgspec.structs import replace
 
 from keyd.custody import actions as act
 from keyd.custody.catalogue import shipped_catalogue
 from keyd.errors import BadParameter, PsamNotFound
 from keyd.keys.block import Domain
-from keyd.lending.issued import Player, playable
-from keyd.psam import Applet
+from keyd.lending.issued import Player, RingOnTick, playable
+from keyd.psam import Applet, Counters, PsamRecord, may_wait
 from keyd.registry.psam import PsamAct, PsamState
 from keyd.registry.terminal import Proof, TerminalSpec
 from tests.custody.buyers import BUY, GET_RESPONSE, SELECT, synthetic_ring
 from tests.custody.world import NOON, World, contents_of, psam_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyd.keys.hierarchy import RootKey
     from keyd.keys.ring import KeyRing
+    from keyd.keys.sam import CardKeyRef
 
 LOCAL: Final = Domain.LOCAL
 NUMBER: Final = "510100000428"
@@ -121,3 +128,72 @@ def test_what_cannot_be_played_says_why(world: World) -> None:
     with pytest.raises(PsamNotFound):
         player.play(contents, replace(kept, spec=psam_spec(1)))
     assert kept.state is PsamState.ASSIGNED
+
+
+async def test_on_worker_threads_the_ring_is_asked_on_the_tick(world: World) -> None:
+    """Two slots buy on two threads while the tick reads a card: the ring hears of all of it on one thread."""
+    issued(world, keys=("*",))
+    asked: list[int] = []
+
+    class Heard:
+        def __init__(self) -> None:
+            self.ring = synthetic_ring()
+
+        def lend(self, ref: CardKeyRef) -> RootKey:
+            asked.append(threading.get_ident())
+            return self.ring.lend(ref)
+
+    contents = contents_of(world.vault)
+    player = Player(world.store, RingOnTick(Heard()), shipped_catalogue(), secrets.token_bytes)
+    psam = await trio.to_thread.run_sync(player.play, contents, contents.psam(NUMBER))
+    slots = [Applet(psam), Applet(psam), Applet(psam)]
+    given: list[bytes] = []
+
+    async def buy(applet: Applet) -> None:
+        for _ in range(20):
+            assert may_wait(BUY)
+            assert await trio.to_thread.run_sync(applet.transmit, BUY) == b"\x61\x08"
+            given.append(applet.transmit(GET_RESPONSE)[:4])
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for applet in slots:
+                applet.transmit(SELECT)
+            for applet in slots[:2]:
+                nursery.start_soon(buy, applet)
+            for _ in range(40):
+                assert not may_wait(READ_CARD)
+                assert slots[2].transmit(READ_CARD) == b"\x90\x00"
+                await trio.lowlevel.checkpoint()
+    assert len(set(given)) == 40
+    assert set(asked) == {threading.get_ident()}
+    assert len(asked) == 80
+
+
+def test_what_may_wait_is_what_the_memory_is_asked_for(world: World) -> None:
+    """Every other command of every class is answered by an applet whose memory cannot be reached."""
+    issued(world, keys=("*",))
+    contents = contents_of(world.vault)
+    ring = synthetic_ring()
+    player = Player(world.store, ring, shipped_catalogue(), secrets.token_bytes)
+    psam = player.play(contents, contents.psam(NUMBER))
+    reached: list[bytes] = []
+
+    class Watched:
+        def load(self) -> PsamRecord:
+            return PsamRecord()
+
+        def change(self, to: Callable[[PsamRecord], PsamRecord]) -> PsamRecord:
+            reached.append(command)
+            return to(PsamRecord())
+
+    applet = Applet(dataclasses.replace(psam, counters=Counters(Watched(), 1)))
+    applet.transmit(SELECT)
+    commands = [READ_CARD, BUY, bytes.fromhex("807200000400000000")]
+    commands += [
+        bytes((cla, ins, 0, 0, 8, *range(8))) for cla in (0, 0x80, 0x84, 0xBF) for ins in range(256)
+    ]
+    for command in commands:
+        applet.transmit(command)
+    assert BUY in reached
+    assert all(map(may_wait, reached))
