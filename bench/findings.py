@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
@@ -16,10 +17,10 @@ from bench.machine import (
     describe_versions,
     origin,
 )
-from bench.tables import console_table, markdown_table
+from bench.tables import console_for_tables, console_table, markdown_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import argparse
 
     from rich.console import Console
 
@@ -96,6 +97,26 @@ class Findings(msgspec.Struct, frozen=True):
     def values(self, what: str, who: str) -> list[float]:
         """Return what was measured of somebody, in the order of repetitions."""
         return [s.value for s in self.samples if (s.what, s.who) == (what, who)]
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where a suite's results are kept."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path(__file__).with_name("results"),
+        help="where results are kept (default bench/results)",
+    )
+
+
+def finish(findings: Findings, folder: Path) -> None:
+    """End a run: print the tables and write the results."""
+    findings.note_changed_source()
+    console = console_for_tables()
+    print_findings(console, findings)
+    for path in write_findings(findings, folder):
+        console.print(f"written: {path}", soft_wrap=True)
 
 
 def sample_rows(findings: Findings) -> list[tuple[str, ...]]:

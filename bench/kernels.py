@@ -7,7 +7,6 @@ Times are CPU times of the one thread, so that a stranger on the core changes li
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.progress import Progress
@@ -15,7 +14,7 @@ from rich.progress import Progress
 from bench.card_requests import BATCH, CardRequests
 from bench.cpus import choose_cpus, on_cpu
 from bench.errors import BenchError
-from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
+from bench.findings import Finding, Findings, Sample, Target, add_out, finish
 from bench.kernel_library import KernelLibrary
 from bench.tables import console_for_tables
 from keyd.crypto.native import _core
@@ -74,13 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=20_000_000,
         help="card keys in the slice of the country's (default 20 million)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -104,10 +97,7 @@ def run(options: argparse.Namespace) -> None:
             options.cards,
             lambda repetition: progress.update(task, completed=repetition, description="measuring"),
         )
-    findings.note_changed_source()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure_all(

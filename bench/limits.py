@@ -19,7 +19,7 @@ from bench import servers
 from bench.configured import write_config
 from bench.cpus import choose_cpus, on_cpu, waiting_seconds
 from bench.errors import BenchError
-from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
+from bench.findings import Finding, Findings, Sample, Target, add_out, finish
 from bench.loadgen import generate, offer
 from bench.points import Point
 from bench.server import KEYD, running
@@ -62,13 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="each measurement (default 5)")
     parser.add_argument("--repetitions", type=int, default=5, help="of each server (default 5)")
     parser.add_argument("--idle", type=int, default=10_000, help="idle connections (default 10000)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -90,10 +84,7 @@ def run(options: argparse.Namespace) -> None:
         )
         show(f"{options.idle} idle connections")
         measure_memory(findings, cpus, options.idle)
-    findings.note_changed_source()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure_latency(

@@ -22,9 +22,8 @@ from bench import servers
 from bench.configured import write_config
 from bench.cpus import LEAST_CPU_SECONDS, choose_cpus, cpu_seconds, on_cpu
 from bench.errors import BenchError
-from bench.findings import Finding, Findings, Sample, print_findings, write_findings
+from bench.findings import Finding, Findings, Sample, add_out, finish
 from bench.points import Point, parse_points
-from bench.tables import console_for_tables
 from bench.workload import card_requests
 from keyd.client import Client, Enrolment
 from keyd.daemon import DEV_TERMINALS
@@ -112,13 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="each measurement (default 2)")
     parser.add_argument("--handshakes", type=int, default=200, help="of each sort (default 200)")
     parser.add_argument("--repetitions", type=int, default=3, help="of all that (default 3)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -128,11 +121,7 @@ def run(options: argparse.Namespace) -> None:
         f"{options.repetitions} repetitions of {options.seconds:g} s a point and {options.handshakes} handshakes",
     )
     measure(findings, options.points, options.seconds, options.handshakes, options.repetitions)
-    findings.note_changed_source()
-    console = console_for_tables()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure(

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.cpus import choose_cpus, on_cpu
-from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
-from bench.tables import console_for_tables
+from bench.findings import Finding, Findings, Sample, Target, add_out, finish
 from keyd.cards.profile_files import load_profiles
 from keyd.errors import NotAllowed
 from keyd.gate import SECRET_BYTES, Gate
@@ -63,13 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this suite's options."""
     parser.add_argument("--calls", type=int, default=20_000, help="timed at once (default 20000)")
     parser.add_argument("--repetitions", type=int, default=15, help="of all that (default 15)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -78,11 +71,7 @@ def run(options: argparse.Namespace) -> None:
         NAME, f"{options.repetitions} repetitions of {options.calls} calls of each sort"
     )
     measure(findings, options.calls, options.repetitions)
-    findings.note_changed_source()
-    console = console_for_tables()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure(findings: Findings, calls: int, repetitions: int) -> None:

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from bench import servers
 from bench.cpus import Cpus, choose_cpus, on_cpu
 from bench.draw import write_charts
+from bench.findings import add_out
 from bench.measure import Run, measure, measure_with_redis_benchmark
 from bench.points import DEFAULT_POINTS, Point, parse_points
 from bench.report import (
@@ -73,13 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=float, default=0.4, help="before each (default 0.4)")
     parser.add_argument("--repetitions", type=int, default=3, help="of each point (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the JSON there as well")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:

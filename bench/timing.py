@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from bench.building import shared_library
 from bench.cpus import choose_cpus, on_cpu
-from bench.findings import Finding, Findings, Sample, Target, print_findings, write_findings
+from bench.findings import Finding, Findings, Sample, Target, add_out, finish
 from bench.kernel_library import FLAGS, KernelLibrary
-from bench.tables import console_for_tables
 from build_native import sources
 
 if TYPE_CHECKING:
@@ -38,13 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add this suite's options."""
     parser.add_argument("--runs", type=int, default=300_000, help="of each path (default 300000)")
     parser.add_argument("--repetitions", type=int, default=5, help="of all that (default 5)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,10 +46,7 @@ def run(options: argparse.Namespace) -> None:
         NAME, f"{options.repetitions} repetitions of {options.runs:,} runs of 64 keys and blocks"
     )
     measure(findings, options.runs, options.repetitions)
-    console = console_for_tables()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure(findings: Findings, runs: int, repetitions: int) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import datetime
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.cpus import choose_cpus, on_cpu
-from bench.findings import Finding, Findings, Sample, print_findings, write_findings
-from bench.tables import console_for_tables
+from bench.findings import Finding, Findings, Sample, add_out, finish
 from keyd.tls import MAX_CHUNK, TlsClientContext, TlsKind, TlsServerContext, TlsState, version
 from keyd.tls.pki import Validity, synthetic_pki
 
@@ -55,13 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--megabytes", type=int, default=16, help="each way a repetition (default 16)"
     )
     parser.add_argument("--repetitions", type=int, default=5, help="of all that (default 5)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=Path(__file__).with_name("results"),
-        help="where results are kept (default bench/results)",
-    )
+    add_out(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -71,11 +63,7 @@ def run(options: argparse.Namespace) -> None:
         f"{options.repetitions} repetitions of {options.handshakes} handshakes and {options.megabytes} MB",
     )
     measure(findings, options.handshakes, options.megabytes, options.repetitions)
-    findings.note_changed_source()
-    console = console_for_tables()
-    print_findings(console, findings)
-    for path in write_findings(findings, options.out):
-        console.print(f"written: {path}", soft_wrap=True)
+    finish(findings, options.out)
 
 
 def measure(findings: Findings, handshakes: int, megabytes: int, repetitions: int) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from keyd.policy import PolicyError, read_policy
+from keyd.routing import RouteRow
 from keyd.tls.chains import Anchor, Anchors
 
 if TYPE_CHECKING:
@@ -129,6 +130,24 @@ class Cards(Struct, frozen=True, forbid_unknown_fields=True):
     profiles: str | None = None
 
 
+class PsamsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which PSAMs are lent, and how."""
+
+    issued: bool = True
+    readers: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ()
+    racks: tuple[str, ...] = ()
+    profile: str = "social-security"
+    profiles: str | None = None
+    strategy: Literal["least-used", "key-set", "affinity"] = "least-used"
+    waiting: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    wait_seconds: Annotated[float, Meta(gt=0, le=60)] = 2.0
+    answer_seconds: Annotated[float, Meta(gt=0, le=60)] = 3.0
+    turn_seconds: Annotated[float, Meta(gt=0, le=600)] = 10.0
+    idle_seconds: Annotated[float, Meta(gt=0, le=600)] = 3.0
+    open_seconds: Seconds = 300.0
+    route: tuple[RouteRow, ...] = ()
+
+
 class Pkcs11Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The token that can open the seal."""
 
@@ -164,6 +183,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     log: Log = field(default_factory=Log)
     cards: Cards = field(default_factory=Cards)
     seal: SealConfig = field(default_factory=SealConfig)
+    psams: PsamsConfig = field(default_factory=PsamsConfig)
 
 
 def read_policy_file(path: Path, known: Catalogue) -> PolicyFile:

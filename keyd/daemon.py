@@ -32,6 +32,7 @@ from keyd.config import (
     ListenTls,
     Log,
     PolicyConfig,
+    PsamsConfig,
     StoreConfig,
     expand,
     load_anchors,
@@ -44,6 +45,7 @@ from keyd.config import (
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.crypto.native._core import KeyMemoryError, open_arena
 from keyd.crypto.selftest import require_selftest, run_selftest
+from keyd.custody.catalogue import Catalogue
 from keyd.dispatch import Dispatch
 from keyd.errors import Refusal
 from keyd.gate import SECRET_BYTES, Gate
@@ -67,10 +69,13 @@ from keyd.listening import (
 from keyd.needs import Needs, catalogue
 from keyd.opening import open_custody, open_journal
 from keyd.ops import Operations
+from keyd.pooling import Pooling, issued_psams, load_kinds, open_pool, routing_of, synthetic_psams
+from keyd.psam.guard import Dialects
 from keyd.pump._pump import Pump, SeenCards
 from keyd.recorder import Recorder
 from keyd.registry.synthetic import DEVELOPMENT_ROLE, development_terminals
 from keyd.routes import Routes
+from keyd.routing import RouteRow
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
 from keyd.tls.chains import Anchor, Anchors
@@ -86,6 +91,9 @@ if TYPE_CHECKING:
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
+
+# As many as a rack has.
+MAX_SYNTHETIC_PSAMS: Final = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,6 +132,9 @@ class Daemon:
         administration: Sequence[socket.socket],
         operations: socket.socket | None,
         lines: Sequence[tuple[ConfiguredLine, socket.socket]] = (),
+        *,
+        catalogue: Catalogue,
+        psams: int = 0,
     ) -> None:
         self._config = config
         self._read_config = read_config
@@ -165,12 +176,31 @@ class Daemon:
         self._is_ready = False
         self._keeping = trio.CancelScope()
         if journal is not None and not services.has_synthetic_keys:
-            self._custody = open_custody(config, journal, ring, self._say, self._adopted)
+            self._custody = open_custody(config, journal, ring, self._say, self._adopted, catalogue)
             services.warden = self._custody.warden
             self._custody.warden.registry_changed = self._registry_changed
             services.terminals.activity = self._custody.warden.seen
             services.is_sealed = True
+        self._pooling = self._pool(catalogue, psams)
         self._show()
+
+    def _pool(self, catalogue: Catalogue, synthetic: int) -> Pooling | None:
+        """Make whoever lends PSAMs, if there are any to be lent."""
+        config, services = self._config.psams, self._services
+        issued = None
+        if self._custody is not None and config.issued:
+            issued = issued_psams(self._custody, self._ring, catalogue)
+        played = synthetic_psams(synthetic, self._ring, catalogue) if synthetic else issued
+        lender = open_pool(config, catalogue, services.profiles, played, self._say_of_psam)
+        if lender is None:
+            return None
+        services.psams = services.pool = lender
+        self._meter.watch_psams(lender.members)
+        return Pooling(lender, issued)
+
+    def _say_of_psam(self, event: str, detail: str) -> None:
+        say = self._events.warning if event == "psam_failed" else self._events.info
+        say(event, detail=detail)
 
     def _enforce(self, policy: PolicyFile) -> None:
         """Let a policy be in force from now on."""
@@ -233,6 +263,8 @@ class Daemon:
                 if self._custody is not None:
                     await self._custody.unseal_by_keepers()
                     nursery.start_soon(self._keep_custody, self._custody)
+                if self._pooling is not None:
+                    nursery.start_soon(self._pooling.run, self._services.warden)
                 self._say_ready()
                 await self._hub.run()
                 if self._custody is not None:
@@ -285,6 +317,8 @@ class Daemon:
         if terminals.load(contents.terminals if contents is not None else {}):
             self._hub.review(terminals, self._services.moment())
             self._meter.terminals.set(len(terminals))
+        if self._pooling is not None:
+            self._pooling.show(self._services.warden)
 
     def _status(self) -> str:
         if self._services.is_sealed:
@@ -432,15 +466,30 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         help="with --dev --policy: a role of the development terminals; more than once",
     )
+    parser.add_argument(
+        "--psams",
+        type=int,
+        default=2,
+        metavar="N",
+        help="with --dev: so many shared PSAMs are played and lent (default 2)",
+    )
+    parser.add_argument(
+        "--pooled",
+        metavar="KEY",
+        action="append",
+        help="with --dev: a key that the PSAMs compute with, by name or address, * for all; more than once",
+    )
     parser.add_argument("--log-level", default="info", help="with --dev: debug … error")
     parser.add_argument("--version", action="version", version=f"keyd {__version__}")
     options = parser.parse_args(arguments)
-    served = (options.tcp, options.unix, options.operations)
+    served = (options.tcp, options.unix, options.operations, options.pooled)
     if options.config and any((*served, options.journal, options.policy, options.role)):
         parser.error(
-            "--tcp, --unix, --operations, --journal, --policy and --role go with --dev; "
+            "--tcp, --unix, --operations, --journal, --policy, --role and --pooled go with --dev; "
             "otherwise the file says it"
         )
+    if not 0 <= options.psams <= MAX_SYNTHETIC_PSAMS:
+        parser.error(f"--psams is 0 to {MAX_SYNTHETIC_PSAMS}")
     return options
 
 
@@ -479,6 +528,9 @@ def _start(options: argparse.Namespace) -> Daemon:
         random_bytes=secrets.token_bytes,
         sign=synthetic_identity_key().sign if options.dev else None,
     )
+    kinds = load_kinds(config.psams)
+    services.dialects = Dialects(kinds.values())
+    services.routing = routing_of(config.psams, profiles)
     policy = _read_policy(config, profiles)
     allow_descriptors(config.limits.connections)
     lines = read_lines(config.listen.tls)
@@ -510,6 +562,8 @@ def _start(options: argparse.Namespace) -> Daemon:
         administration,
         operations,
         encrypted,
+        catalogue=Catalogue(kinds, tuple(newest(profiles).keys.values())),
+        psams=options.psams if options.dev else 0,
     )
 
 
@@ -545,12 +599,14 @@ def _dev_config(options: argparse.Namespace) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"--log-level: {error}") from None
     audit = Audit(options.journal or "", durability=options.durability)
+    route = (RouteRow(tuple(options.pooled), "pool"),) if options.pooled else ()
     return Config(
         store=StoreConfig("none"),
         policy=PolicyConfig(options.policy or ""),
         audit=audit,
         listen=listen,
         log=log,
+        psams=PsamsConfig(route=route),
     )
 
 

@@ -4,16 +4,20 @@
 in order. Services are generators that yield what they need computed; the tasks of all of them go to the `Sam`
 as one batch, again and again until all have answered. Then the uses of the whole tick go to the journal, and only
 then are there answers. It is a plain function: no trio, no waiting, and no I/O but that one append. Work that must
-wait comes back as `Slow`, for the hub to run beside the tick.
+wait comes back as `Slow`, for the hub to run beside the tick: an async handler, or a request some of whose services
+need a key that is in the pool. Such a request takes the rest of the same path when its services are done.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter as Counts
+from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from keyd.errors import (
     AuditUnavailable,
@@ -30,6 +34,8 @@ from keyd.errors import (
     Status,
 )
 from keyd.handlers import HANDLERS
+from keyd.handlers.opened import drop, opened_for, turn_for
+from keyd.leaving import finish_service, resume, side_by_side
 from keyd.needs import GOVERNED
 from keyd.policy import FOREVER
 from keyd.protocol.commands import BATCHES, BY_REQUEST, MAX_BATCH, TABLE, Command, Cost, Role
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from keyd.gate import Gate
+    from keyd.handlers.in_order import Turn
     from keyd.handlers.services import Services
     from keyd.keys.sam import CardKeyRef, SamTask, Steps
     from keyd.protocol.connection import Ask
@@ -82,6 +89,10 @@ class Slow(msgspec.Struct, frozen=True, gc=False):
     session: Session
     # The number of the terminal that asked; who is authenticated when it is done may be somebody else.
     terminal: int = 0
+    # Where the request left a tick with services in the middle: what is to be done of it.
+    late: _Tick | None = None
+    # Its place among the requests to one open PSAM, taken as it arrived. Tasks are started in any order.
+    turn: Turn | None = None
 
 
 class Decided(NamedTuple):
@@ -98,6 +109,13 @@ class _Running(msgspec.Struct, frozen=True, gc=False):
     """A service in the middle of its steps, and the place its outcome goes to."""
 
     place: int
+    steps: Steps[Response]
+    tasks: tuple[SamTask, ...]
+
+
+class _Leaving(msgspec.Struct, frozen=True, gc=False):
+    """A service in the middle of its steps that wants a key of the pool: its outcome comes after the tick."""
+
     steps: Steps[Response]
     tasks: tuple[SamTask, ...]
 
@@ -190,11 +208,15 @@ class Dispatch:
 
     async def run_slow(self, slow: Slow) -> Decided:
         """Do the work that left the tick, record it and return its answer."""
+        if slow.late is not None:
+            await slow.late.compute_late()
+            return slow.late.finish(self._meter, None)
         handler: Callable[..., Awaitable[Response]] = HANDLERS[slow.command.request]  # type: ignore[assignment]
         # A command whose cost is SLOW has an async handler; tests/protocol/test_commands.py sees to it.
         outcome: Response | Refusal
         try:
-            outcome = await handler(slow.request, slow.session, self._services)
+            async with slow.turn or contextlib.nullcontext():
+                outcome = await handler(slow.request, slow.session, self._services)
         except Refusal as refusal:
             outcome = refusal
         except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
@@ -211,6 +233,11 @@ class Dispatch:
 
     def refuse_slow(self, slow: Slow, refusal: Refusal) -> Decided:
         """Record that work was refused before it began, and return the answer."""
+        if slow.late is not None:
+            slow.late.refuse_late(refusal)
+            return slow.late.finish(self._meter, None)
+        if slow.turn is not None:
+            slow.turn.give_up()
         return _decided(slow, *self._record_slow(slow, refusal))
 
     def _record_slow(
@@ -260,15 +287,19 @@ class _Tick:
         self._events = events
         self._recorder = recorder
         self._gate = gate
+        # None where every key is the ring's.
+        self._routing = services.routing
         # When this tick decides; looked at once, and only if somebody asks.
         self._now: Moment | None = None
         self._asked: list[_Asked] = []
-        self._outcomes: list[Response | Refusal | Slow | None] = []
+        self._outcomes: list[Response | Refusal | Slow | _Leaving | None] = []
         self._requests: list[Request[Any] | None] = []
         # The first key that each needs. A service that needs two needs both under the card that it is about.
         self._keys: list[CardKeyRef | None] = []
         self._passes: list[Pass] = []
         self._running: list[_Running] = []
+        # The places of services that leave.
+        self._leaving: list[int] = []
         # Why nothing of this tick can be recorded.
         self._loss: AuditUnavailable | None = None
 
@@ -324,7 +355,7 @@ class _Tick:
     ) -> None:
         place = len(self._outcomes)
         request: Request[Any] | None = None
-        outcome: Response | Refusal | Slow | None = None
+        outcome: Response | Refusal | Slow | _Leaving | None = None
         key: CardKeyRef | None = None
         passed = Pass(session.terminal)
         try:
@@ -340,13 +371,19 @@ class _Tick:
             if gate is not None and asker is not None:
                 until = gate.admit(asker, command.method, request, self._moment())
                 passed = Pass(asker, until)
+                self._require_still(gate, asker, session, request)
             if command.cost is Cost.SLOW:
-                outcome = Slow(msgid, command, request, session, self._terminal(session))
+                turn = turn_for(session, request)
+                by = self._terminal(session)
+                outcome = Slow(msgid, command, request, session, by, turn=turn)
             else:
                 answer = HANDLERS[command.request](request, session, self._services)
                 if type(answer) is GeneratorType:
                     tasks = next(answer)
-                    self._running.append(_Running(place, answer, tasks))
+                    if self._routing is None:
+                        self._running.append(_Running(place, answer, tasks))
+                    else:
+                        outcome = self._go_on(place, answer, tasks)
                     key = tasks[0].key if tasks else None
                 else:
                     outcome = answer  # type: ignore[assignment]  # SLOW ones alone are awaitable
@@ -360,6 +397,31 @@ class _Tick:
             self._events.bug("handler_failed", error, method=command.method)
             outcome = Internal()
         self._put(outcome, request, key, passed)
+
+    def _go_on(
+        self, place: int, steps: Steps[Response], tasks: tuple[SamTask, ...]
+    ) -> _Leaving | None:
+        """Let a service have its tasks computed in this tick; if one is the pool's, return that it leaves."""
+        routing = self._routing
+        if routing is not None and routing.has_pooled(tasks):
+            self._leaving.append(place)
+            return _Leaving(steps, tasks)
+        self._running.append(_Running(place, steps, tasks))
+        return None
+
+    def _require_still(
+        self, gate: Gate, asker: KnownTerminal, session: Session, request: Request[Any]
+    ) -> None:
+        """Refuse a request to a PSAM that its terminal could not open now, and give the PSAM back."""
+        opened = opened_for(session, request)
+        if opened is None:
+            return
+        method = BY_REQUEST[type(opened.ask)].method
+        try:
+            gate.require_still(asker, method, opened.ask, self._moment())
+        except NotAllowed:
+            drop(session, opened)
+            raise
 
     def _moment(self) -> Moment:
         if self._now is None:
@@ -421,7 +483,7 @@ class _Tick:
         """Give a service its results and take it to the next thing it needs, or to its answer."""
         place, steps = service.place, service.steps
         try:
-            self._running.append(_Running(place, steps, _resume(steps, results)))
+            self._outcomes[place] = self._go_on(place, steps, resume(steps, results))
         except StopIteration as stop:
             self._outcomes[place] = stop.value
         except Refusal as refusal:
@@ -431,6 +493,8 @@ class _Tick:
 
     def finish(self, meter: Meter, short_cut: ShortCut | None) -> Decided:
         """Record, measure, log and encode."""
+        if self._leaving:
+            self._let_leave()
         # Without a journal nobody reads them, and they are not to gather.
         notes = self._services.terminals.take_notes(self._services.clock())
         position = 0 if self._recorder is None else self._record(self._recorder, notes)
@@ -439,6 +503,71 @@ class _Tick:
             return Decided(answers)
         free = frozenset(at for at, asked in enumerate(self._asked) if not asked.number)
         return Decided(answers, position, free)
+
+    # What leaves the tick ---------------------------------------------------------------------------------
+
+    def _let_leave(self) -> None:
+        """Make Slow ones of the requests of which a service leaves: a batch is answered as a whole.
+
+        What of a batch is done already goes with the rest and is recorded with it, so each item is recorded once.
+        """
+        leaving, self._leaving = set(self._leaving), []
+        for at, asked in enumerate(self._asked):
+            end = asked.first + (asked.items or 1)
+            places = sorted(leaving.intersection(range(asked.first, end)))
+            if not places:
+                continue
+            if self._loss is not None:
+                # It could not be recorded whose it is.
+                for place in places:
+                    self._outcomes[place] = self._loss
+                continue
+            late = self._late(asked, slice(asked.first, end), places)
+            request = cast("Request[Any]", self._requests[places[0]])
+            command = BY_REQUEST[type(request)]
+            slow = Slow(asked.msgid, command, request, asked.session, asked.terminal, late)
+            self._outcomes[asked.first : end] = [slow] * (end - asked.first)
+            self._asked[at] = replace(asked, items=None)
+
+    def _late(self, asked: _Asked, all_places: slice, leaving: list[int]) -> _Tick:
+        """Return what takes one request the rest of its way."""
+        late = _Tick(self._services, self._events, self._recorder, self._gate)
+        late._asked = [replace(asked, first=0)]
+        late._outcomes = self._outcomes[all_places]
+        late._requests = self._requests[all_places]
+        late._keys = self._keys[all_places]
+        late._passes = self._passes[all_places]
+        late._leaving = [place - asked.first for place in leaving]
+        return late
+
+    async def compute_late(self) -> None:
+        """Take the services that left a tick to their ends, side by side."""
+        recorder, (asked,) = self._recorder, self._asked
+        if asked.number and recorder is not None and recorder.unavailable_because is not None:
+            # Before any key is used.
+            self.refuse_late(AuditUnavailable())
+            return
+        places, self._leaving = self._leaving, []
+        await side_by_side([partial(self._finish_service, place) for place in places])
+
+    def refuse_late(self, refusal: Refusal) -> None:
+        """Refuse the services that left a tick, before they went on."""
+        places, self._leaving = self._leaving, []
+        for place in places:
+            self._outcomes[place] = refusal
+
+    async def _finish_service(self, place: int) -> None:
+        leaving = cast("_Leaving", self._outcomes[place])
+        terminal = self._passes[place].terminal
+        code = "" if terminal is None else terminal.code
+        try:
+            self._outcomes[place] = await finish_service(
+                leaving.steps, leaving.tasks, self._services, code
+            )
+        except Exception as error:  # noqa: BLE001 - a bug must cost one answer, not the daemon
+            self._outcomes[place] = self._bug(error, place)
+
+    # Records and answers ----------------------------------------------------------------------------------
 
     def _record(self, recorder: Recorder, notes: list[dict[str, Any]]) -> int:
         """Append the uses and notes of the whole tick as one frame. Returns the position that answers wait for."""
@@ -458,7 +587,7 @@ class _Tick:
         return position
 
     def _uses(self, recorder: Recorder) -> bytes:
-        numbers = recorder.numbers
+        numbers, routing = recorder.numbers, self._routing
         uses = []
         for asked in self._asked:
             if not asked.number:
@@ -474,13 +603,19 @@ class _Tick:
                 elif isinstance(outcome, Slow):
                     continue  # it is recorded when it is done
                 key = self._keys[place]
+                if key is None:
+                    key_number = 0
+                elif routing is not None and routing.is_pooled(key):
+                    key_number = numbers.pooled_key(key.address, key.algorithm)
+                else:
+                    key_number = numbers.key(key.address, key.algorithm, key.purpose)
                 uses.append(
                     USE.pack(
                         asked.number,
                         status,
                         connection,
                         asked.terminal,
-                        0 if key is None else numbers.key(key.address, key.algorithm, key.purpose),
+                        key_number,
                         numbers.card_id(self._requests[place]),
                     )
                 )
@@ -535,7 +670,7 @@ class _Tick:
 
     def _put(
         self,
-        outcome: Response | Refusal | Slow | None,
+        outcome: Response | Refusal | Slow | _Leaving | None,
         request: Request[Any] | None = None,
         key: CardKeyRef | None = None,
         passed: Pass = _NOBODY,
@@ -570,13 +705,6 @@ class _Tick:
         method = BY_REQUEST[type(request)].method if request is not None else UNKNOWN_METHOD
         self._events.bug("handler_failed", error, method=method)
         return Internal()
-
-
-def _resume(steps: Steps[Response], results: list[bytes | Refusal]) -> tuple[SamTask, ...]:
-    for result in results:
-        if isinstance(result, Refusal):
-            return steps.throw(result)
-    return steps.send(results)  # type: ignore[arg-type]  # no refusal is left in it
 
 
 def _is_governed(session: Session, command: Command) -> bool:

@@ -116,6 +116,19 @@ class Gate:
                 self._ceiling.count(card, moment.unix)
         return allowed.until
 
+    def require_still(
+        self, terminal: KnownTerminal, method: str, request: Request[Any], moment: Moment
+    ) -> None:
+        """Refuse what goes on by a request that was let pass earlier, if it would not be now. It takes nothing.
+
+        Raises:
+            NotAllowed: no rule allows the request any more.
+        """
+        need = self._needs.of(request)
+        self._policy.may_all(
+            terminal.roles, method, need.addresses, need.algorithm, need.region, moment.unix
+        )
+
     def notice_failure(
         self, terminal: KnownTerminal, request: Request[Any], moment: Moment
     ) -> None:

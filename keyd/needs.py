@@ -43,6 +43,19 @@ from keyd.protocol.messages.library import (
     WriteCard,
 )
 from keyd.protocol.messages.medical import ConfirmLoad, ConfirmPurchase, MakeLoad, MakePurchase
+from keyd.protocol.messages.psam import (
+    AskOpen,
+    Close,
+    ListMembers,
+    PsamConfirmPurchase,
+    PsamExternalAuthenticate,
+    PsamInternalAuthenticate,
+    PsamMakePurchase,
+    RunOnce,
+    RunScript,
+    Transmit,
+    TransmitMany,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,8 +98,13 @@ def _resolves(request: type[Request[Any]], shape: Shape) -> Callable[[ResolverT]
     return register
 
 
-def _of(*uses: Use, names: tuple[str, ...] = ("*",), resets_pin: bool = False) -> Shape:
-    return Shape(frozenset(uses), names, resets_pin=resets_pin)
+def _of(
+    *uses: Use,
+    names: tuple[str, ...] = ("*",),
+    never: tuple[str, ...] = (),
+    resets_pin: bool = False,
+) -> Shape:
+    return Shape(frozenset(uses), names, never, resets_pin=resets_pin)
 
 
 class Needs:
@@ -154,6 +172,14 @@ def _card(card: CardIdentity, *addresses: int) -> Need:
 @_resolves(AskStatus, Shape())
 @_resolves(RunSelftest, Shape())
 @_resolves(AskRandom, Shape())
+# What is said to an open PSAM needs what opening it needs, now as then: `Gate.require_still` sees to that, and
+# `keyd.psam.guard` that no other key is named.
+@_resolves(Transmit, Shape())
+@_resolves(TransmitMany, Shape())
+@_resolves(RunScript, Shape())
+@_resolves(Close, Shape())
+@_resolves(PsamConfirmPurchase, Shape())
+@_resolves(ListMembers, Shape())
 def _no_key(_ask: Request[Any], _needs: Needs) -> Need:
     return _NOTHING
 
@@ -164,6 +190,8 @@ def _no_key(_ask: Request[Any], _needs: Needs) -> Need:
 @_resolves(InternalCryptogram, _of(Use.INTERNAL))
 @_resolves(InternalAuthenticate, _of(Use.INTERNAL))
 @_resolves(ExternalAuthenticate, _of(Use.EXTERNAL))
+@_resolves(PsamInternalAuthenticate, _of(Use.INTERNAL))
+@_resolves(PsamExternalAuthenticate, _of(Use.EXTERNAL))
 @_resolves(SecureMessage, _of(Use.MESSAGING))
 @_resolves(MakePurchase, _of(Use.DEBIT))
 @_resolves(MakeLoad, _of(Use.LOAD))
@@ -173,7 +201,9 @@ def _one_address(
     | ExternalAuthenticate
     | SecureMessage
     | MakePurchase
-    | MakeLoad,
+    | MakeLoad
+    | PsamInternalAuthenticate
+    | PsamExternalAuthenticate,
     _needs: Needs,
 ) -> Need:
     return _card(ask.card, ask.address)
@@ -204,6 +234,27 @@ def _confirm_purchase(ask: ConfirmPurchase, _needs: Needs) -> Need:
 @_resolves(ConfirmLoad, _of(Use.TAC))
 def _confirm_load(ask: ConfirmLoad, _needs: Needs) -> Need:
     return _card(ask.card, ask.tac_address)
+
+
+# psam ------------------------------------------------------------------------------------------------------------
+
+_OPENS: Final = _of(
+    *(Use.INTERNAL, Use.EXTERNAL, Use.MESSAGING, Use.DEBIT),
+    # PIN resets are counted by card, and what is said to a PSAM in APDUs is not.
+    never=(STK,),
+)
+
+
+@_resolves(AskOpen, _OPENS)
+@_resolves(RunOnce, _OPENS)
+def _open_psam(ask: AskOpen | RunOnce, _needs: Needs) -> Need:
+    return Need(ask.keys, ask.algorithm, "" if ask.region == "any" else ask.region)
+
+
+@_resolves(PsamMakePurchase, Shape())
+def _psam_purchase(ask: PsamMakePurchase, _needs: Needs) -> Need:
+    # The card is watched like any other; the key is that of the opening.
+    return Need((NO_KEY,), historical=ask.card.historical, generation=ask.card.generation)
 
 
 # library ---------------------------------------------------------------------------------------------------------

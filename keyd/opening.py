@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keyd.config import Audit, Config
+    from keyd.custody.catalogue import Catalogue
     from keyd.custody.founding import Keeper
     from keyd.keepers import KeeperSource
     from keyd.keys.ring import KeyRing
@@ -47,7 +48,7 @@ class Custody:
         say: Callable[[str, str], None],
     ) -> None:
         self.warden = warden
-        self._store = store
+        self.store = store
         self._sources = sources
         self._say = say
 
@@ -72,7 +73,7 @@ class Custody:
         await self.warden.close()
         with trio.move_on_after(_CLOSE_SECONDS, shield=True):
             # SQLite writes and syncs at its end.
-            await trio.to_thread.run_sync(self._store.close, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self.store.close, abandon_on_cancel=True)
 
 
 def open_journal(audit: Audit) -> Journal:
@@ -100,6 +101,7 @@ def open_custody(
     ring: KeyRing,
     say: Callable[[str, str], None],
     adopted: Callable[[], None],
+    catalogue: Catalogue,
 ) -> Custody:
     """Open the store, sealed, and say if the journal ends before what the store knows of it.
 
@@ -126,7 +128,9 @@ def open_custody(
     try:
         store = Store.open(expand_url(config.store.url))
         _compare(journal, store, instance, say)
-        vault = Vault(store, instance, time.time, secrets.token_bytes, want_lease, new_keepers)
+        vault = Vault(
+            store, instance, time.time, secrets.token_bytes, want_lease, new_keepers, catalogue
+        )
     except StoreUnavailable as error:
         raise CannotStart(str(error)) from None
     checkpoints = config.audit.checkpoints

@@ -73,6 +73,9 @@ class Routes:
                 return
         request = cast("InternalAuthenticate | InternalCryptogram | ExternalAuthenticate", request)
         card = request.card
+        routing = self._services.routing
+        if routing is not None and routing.is_pooled_at(request.address, card.algorithm):
+            return  # the ring's key is not to answer for it, wherever that request was answered
         if card.key_version:
             return  # the pump reads cards of the current version only
         profile = self._services.profiles[card.generation]

@@ -12,11 +12,17 @@ import logging
 import platform
 import sys
 from bisect import bisect_left
+from collections import Counter as Counts
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from keyd.errors import Refusal, Status
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
     from keyd.crypto.selftest import SelftestResult
+    from keyd.handlers.desk import MemberReport
     from keyd.keys.block import KeyHeader
 
 # From a single warm request to the patience of a person at a counter.
@@ -105,6 +112,41 @@ class _Reasons(Collector):
 
     def describe(self) -> Iterable[CounterMetricFamily]:
         yield CounterMetricFamily(self._name, self._documentation, labels=["reason"])
+
+
+class _Psams(Collector):
+    """What the lender says of its members, read when somebody asks."""
+
+    def __init__(self) -> None:
+        self.source: Callable[[], Sequence[MemberReport]] = tuple
+
+    def collect(self) -> Iterable[Metric]:
+        members = GaugeMetricFamily(
+            "keyd_psams", "PSAMs of the pool, by kind and state.", labels=["kind", "state"]
+        )
+        sessions = GaugeMetricFamily("keyd_psams_open", "PSAMs that terminals have open.")
+        waiting = GaugeMetricFamily(
+            "keyd_psam_waiting", "Requests that wait for a PSAM.", labels=["psam"]
+        )
+        turns = CounterMetricFamily(
+            "keyd_psam_turns", "Turns that were had on a PSAM.", labels=["psam"]
+        )
+        failures = CounterMetricFamily(
+            "keyd_psam_failures", "Times that a PSAM was quarantined.", labels=["psam"]
+        )
+        reports = self.source()
+        by_state = Counts((report.kind, report.state) for report in reports)
+        for labels, count in by_state.items():
+            members.add_metric(labels, count)
+        sessions.add_metric([], sum(report.sessions for report in reports))
+        for report in reports:
+            waiting.add_metric([report.name], report.waiting)
+            turns.add_metric([report.name], report.turns)
+            failures.add_metric([report.name], report.failures)
+        yield from (members, sessions, waiting, turns, failures)
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
 
 
 class Meter:
@@ -202,6 +244,8 @@ class Meter:
             "Terminals that were refused when they came to prove themselves, by reason.",
         )
         registry.register(self._terminal_refusals)
+        self._psams = _Psams()
+        registry.register(self._psams)
         self._lockouts = Gauge(
             "keyd_terminal_lockouts",
             "Terminals, sites and pairs of them that are locked because of wrong proofs.",
@@ -289,6 +333,10 @@ class Meter:
         """Show what these say, whenever somebody asks: refusals by reason, and how much is locked."""
         self._terminal_refusals.source = refused
         self._lockouts.set_function(locked)
+
+    def watch_psams(self, members: Callable[[], Sequence[MemberReport]]) -> None:
+        """Show what the lender says of its members, whenever somebody asks."""
+        self._psams.source = members
 
     def tls_opened(self, kind: str, seconds: float, *, is_resumed: bool) -> None:
         """Count a handshake that was done after so many seconds."""

@@ -61,6 +61,7 @@ class Numbers:
         self._padding = bytes(CARD_ID_BYTES - self.card_id_bytes)
         self._terminals: dict[str, int] = {}
         self._keys: dict[tuple[int, CardAlgorithm, int], int] = {}
+        self._pooled_keys: dict[tuple[int, CardAlgorithm], int] = {}
         # Only what has a number leaves a record.
         self.methods = {
             row.method: journal.number_of("method", row.method)
@@ -89,6 +90,15 @@ class Numbers:
             if header is None:
                 return 0
             number = self._keys[place] = self._journal.number_of("key", header.label)
+        return number
+
+    def pooled_key(self, address: int, algorithm: CardAlgorithm) -> int:
+        """Return the number of a key that is in the pool: by its address, since nobody sees a PSAM's version of it."""
+        place = (address, algorithm)
+        number = self._pooled_keys.get(place)
+        if number is None:
+            label = f"pool/{address:04X}/{algorithm.name}"
+            number = self._pooled_keys[place] = self._journal.number_of("key", label)
         return number
 
     def card_id(self, request: Request[Any] | None) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -19,6 +20,8 @@ from keyd.audit.checkpoints import append_checkpoint
 from keyd.crypto.native import _core
 from keyd.custody.backup import JournalHead, make_backup
 from keyd.custody.bodies import StoreNotOurs
+from keyd.custody.psam_memory import StoreMemory
+from keyd.custody.psam_rows import HeldPsam
 from keyd.errors import AuditUnavailable, ChangedMeanwhile, Refusal, Sealed, StoreUnavailable
 from keyd.registry.activity import SeenTerminals
 from keyd.store.rows import Activity, Anchor
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from keyd.custody.officers import Officer
     from keyd.custody.vault import Vault
     from keyd.keys.block import KeyHeader
+    from keyd.psam.counters import PsamRecord
+    from keyd.registry.psam import KeptPsam
     from keyd.store.database import Store
 
 T = TypeVar("T")
@@ -136,6 +141,20 @@ class Warden:
         """
         return await trio.to_thread.run_sync(self._store.activity, abandon_on_cancel=True)
 
+    async def psam_record(self, kept: KeptPsam) -> PsamRecord:
+        """Return what a PSAM that keyd plays remembers.
+
+        Raises:
+            Sealed: nobody can open it.
+            StoreUnavailable: it cannot be read, or was altered.
+        """
+        contents = self.vault.contents
+        if contents is None:
+            raise Sealed
+        held = HeldPsam(kept, contents.psam_keys[kept.number])
+        memory = StoreMemory(self._store, held, secrets.token_bytes)
+        return await trio.to_thread.run_sync(memory.load, abandon_on_cancel=True)
+
     def want_lease(self) -> None:
         """Note that a quota runs low. Called from the tick."""
         self._wants_lease.set()
@@ -227,7 +246,7 @@ class Warden:
             raise Sealed
         head = self._journal.head()
         journal = JournalHead(self._instance, head.segment, head.number, head.link, head.time_ns)
-        snapshot = self._store.load()
+        snapshot = self._store.load(with_counters=True)
         return make_backup(contents, snapshot, journal, int(self._now()), officer.title)
 
     async def close(self) -> None:

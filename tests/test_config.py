@@ -20,6 +20,7 @@ from keyd.config import (
     ListenTls,
     Pkcs11Config,
     PolicyConfig,
+    PsamsConfig,
     SealConfig,
     StoreConfig,
     Terminals,
@@ -29,6 +30,7 @@ from keyd.config import (
     read_passphrase,
 )
 from keyd.opening import expand_url
+from keyd.routing import RouteRow
 from keyd.tls.chains import ChainRefused
 from keyd.tls.kinds import TlsKind
 from keyd.tls.pki import Validity, make_revocation_list, synthetic_pki
@@ -56,6 +58,10 @@ _DEFAULT = re.compile(r"^# ([a-z_]+ = .*)$", re.MULTILINE)
 _EXAMPLE = re.compile(r"^#   ([a-z_]+ = .*|\[\[[a-z.]+\]\])$", re.MULTILINE)
 
 
+# Settings that may be there many times.
+ENTRIES: Any = {tuple[ListenTls, ...]: ListenTls, tuple[RouteRow, ...]: RouteRow}
+
+
 def shipped_text() -> str:
     return SHIPPED.read_text(encoding="utf-8")
 
@@ -70,9 +76,9 @@ def settings_of(section: str, struct: type[msgspec.Struct]) -> Iterator[tuple[st
     for field in msgspec.structs.fields(struct):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from settings_of(f"{section}.{field.name}", field.type)
-        elif field.type == tuple[ListenTls, ...]:
+        elif field.type in ENTRIES:
             # No entry is there by default: all of one are examples, in the section that they are behind.
-            yield from ((section, name, None) for name in ListenTls.__struct_fields__)
+            yield from ((section, name, None) for name in ENTRIES[field.type].__struct_fields__)
         else:
             yield section, field.name, field.default
 
@@ -132,6 +138,10 @@ def test_uncommenting_the_examples_is_taken(tmp_path: Path) -> None:
             groups=("curveSM2MLKEM768", "curveSM2"),
         ),
     )
+    assert config.psams == PsamsConfig(
+        profiles="/etc/keyd/psam-profiles",
+        route=(RouteRow(("RKSSSE", "RK*", "0090"), "pool", "SM4"),),
+    )
     assert config.seal == SealConfig(
         "$CREDENTIALS_DIRECTORY/seal",
         Pkcs11Config(
@@ -189,6 +199,15 @@ def test_every_setting_is_explained_and_required_ones_say_so() -> None:
             "module, token and pin_file go together - at `$.seal.pkcs11`",
         ),
         (REQUIRED + "[seal.pkcs11]\nkey = ''\n", "length >= 1 - at `$.seal.pkcs11.key`"),
+        (
+            REQUIRED + "[psams]\nstrategy = 'any'\n",
+            "Invalid enum value 'any' - at `$.psams.strategy`",
+        ),
+        (REQUIRED + "[psams]\nwait_seconds = 61\n", "<= 60.0 - at `$.psams.wait_seconds`"),
+        (
+            REQUIRED + "[[psams.route]]\nkeys = []\nto = 'pool'\n",
+            "length >= 1 - at `$.psams.route[0].keys`",
+        ),
         (REQUIRED.replace("url =", "#"), "missing required field `url`"),
         (REQUIRED.replace("sqlite:///keyd.db", ""), "length >= 1 - at `$.store.url`"),
         (REQUIRED + "[keys]\nsealed_file = 'keys.sealed'\n", "unknown field `keys`"),

@@ -18,6 +18,7 @@ from keyd.cli import (
     officer,
     policy,
     propose,
+    psam,
     seal,
     store,
     terminal,
@@ -85,6 +86,7 @@ app.add_typer(policy.policy, name="policy")
 # Who may ask.
 app.add_typer(terminal.app, name="terminal")
 app.add_typer(cert.app, name="cert")
+app.add_typer(psam.app, name="psam")
 
 # Custody, in the order of a ceremony.
 app.add_typer(officer.app, name="officer")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar, get_type_hints
 
 import msgspec
 import typer
@@ -51,7 +51,10 @@ from keyd.registry.terminal import Form, Interface, Proof, TerminalState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from keyd.registry.psam import PsamSpec
     from keyd.registry.terminal import TerminalSpec
+
+SpecT = TypeVar("SpecT", bound="TerminalSpec | PsamSpec")
 
 app = typer.Typer(help="Terminals: who may ask, and what for.", no_args_is_help=True)
 
@@ -410,10 +413,10 @@ app.command()(machine.request)
 app.command(name="enrol-here")(machine.enrol_here)
 
 
-def batches(specs: Sequence[TerminalSpec]) -> Iterator[tuple[TerminalSpec, ...]]:
-    """Split terminals into as many as one proposal takes, by their number and by the bytes of a message."""
+def batches(specs: Sequence[SpecT]) -> Iterator[tuple[SpecT, ...]]:
+    """Split terminals, or PSAMs, into as many as one proposal takes, by their number and by the bytes of a message."""
     room = _room()
-    batch: list[TerminalSpec] = []
+    batch: list[SpecT] = []
     taken = 0
     for spec in specs:
         size = len(msgspec.msgpack.encode(spec))

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from keyd.cli.common import COLUMNS, groups_of_4
+from keyd.crypto.algorithms import CardAlgorithm
 from keyd.crypto.sm2 import PointNotOnCurve, Sm2PublicKey
 from keyd.crypto.sm2.files import fingerprint
 from keyd.custody import actions as act
 from keyd.errors import RemoteProtocolError
 from keyd.keys.block import Export, Tier, Use
 from keyd.protocol.reference import plain_result
+from keyd.registry.psam import PsamAct
 from keyd.registry.terminal import TerminalSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from keyd.protocol.messages.custody import ProposalOutcome, ProposalReport, StoredKey
+    from keyd.registry.psam import PsamSpec
 
 # A key's header as text, by key id: what words say of keys that an action only names.
 Headers: TypeAlias = "Mapping[bytes, Mapping[str, str]]"
@@ -171,6 +174,18 @@ def describe(action: act.Action, headers: Headers | None = None) -> list[str]:
                 f"  good for        {action.years} year{'s' if action.years > 1 else ''}",
                 "  One that is there of this kind issues nothing any more.",
             ]
+        case act.IssuePsams():
+            return [
+                f"Issue {count(action.psams, 'PSAM')} that keyd plays 发卡:",
+                *(line for spec in action.psams for line in psam_lines(spec)),
+                "  Nobody has one before it is assigned.",
+            ]
+        case act.ChangePsams():
+            return [
+                f"{_PSAM_ACTS[action.act]}:",
+                *_wrapped("PSAMs", ", ".join(action.numbers)),
+                *_psams_go_to(action),
+            ]
         case _:
             return [
                 f"{_STEPS[type(action)]}:",
@@ -223,6 +238,32 @@ def terminal_lines(spec: TerminalSpec) -> Iterator[str]:
         yield from _wrapped("valid", f"{moment(spec.valid_from)} until {moment(spec.valid_until)}")
     if spec.public_key:
         yield from _wrapped("fingerprint", fingerprint_of(spec.public_key))
+
+
+_PSAM_ACTS: Final = {
+    PsamAct.ASSIGN: "Assign PSAMs that keyd plays 领用",
+    PsamAct.LOSE: "Report PSAMs that keyd plays lost 挂失",
+    PsamAct.RETURN: "Take PSAMs back: they answer nobody until they are assigned again 退回",
+    PsamAct.RETIRE: "Retire PSAMs, from which there is no way back 注销",
+}
+
+
+def _psams_go_to(action: act.ChangePsams) -> Iterator[str]:
+    if action.act is PsamAct.ASSIGN:
+        whose = f"terminal {action.terminal} alone" if action.terminal else "the shared set"
+        yield f"  go to           {whose}"
+    if action.reason:
+        yield from _wrapped("reason", printable(action.reason))
+
+
+def psam_lines(spec: PsamSpec) -> Iterator[str]:
+    """Say what a PSAM is and may, in lines of at most 100 columns."""
+    yield f"  PSAM            终端机编号 {spec.number.hex()}, serial {spec.serial.hex()}"
+    environment = spec.environment.name
+    yield f"  profile         {printable(spec.profile)}, woken up in its {environment} environment"
+    yield from _wrapped("keys", ", ".join(spec.keys))
+    if spec.valid_from or spec.valid_until:
+        yield from _wrapped("valid", f"{moment(spec.valid_from)} until {moment(spec.valid_until)}")
 
 
 _USUAL: Final = {field.name: field.default for field in msgspec.structs.fields(TerminalSpec)}
@@ -339,11 +380,13 @@ def plain_bytes(name: str, value: bytes) -> str:
 
 
 def plain_action(action: act.Action) -> dict[str, Any]:
-    """Return an action for JSON: bytes in hex, addresses in four hex digits."""
+    """Return an action for JSON: bytes in hex, addresses in four hex digits, environments by name."""
     built: dict[str, Any] = msgspec.to_builtins(action, builtin_types=(bytes,))
     key = built.get("key")
     if isinstance(key, dict):
         built["key"] = key | {"addresses": [f"{address:04X}" for address in key["addresses"]]}
+    for psam in built.get("psams", ()):
+        psam["environment"] = CardAlgorithm(psam["environment"]).name
     return {name: _plain_value(name, value) for name, value in built.items()}
 
 
@@ -397,6 +440,11 @@ def one_line(report: ProposalReport, headers: Headers | None = None) -> str:
         return f"{_kind(action)} {_first(action.codes)} to {action.officer}"
     if isinstance(action, act.MakeAuthority):
         return f"{_kind(action)} {action.kind} {printable(action.common_name)}"
+    if isinstance(action, act.IssuePsams):
+        return f"{_kind(action)} {_first([spec.number.hex() for spec in action.psams])}"
+    if isinstance(action, act.ChangePsams):
+        whose = f" to {action.terminal or 'the shared set'}" if action.act is PsamAct.ASSIGN else ""
+        return f"{action.act}-psams {_first(action.numbers)}{whose}"
     return f"{_kind(action)} {_named(action.key_id, known)}"
 
 

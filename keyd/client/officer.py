@@ -23,7 +23,7 @@ from keyd.protocol.messages.custody import (
     OfficerCommand,
     RequestOfficerChallenge,
 )
-from keyd.protocol.messages.registry import ListTerminals
+from keyd.protocol.messages.registry import ListIssuedPsams, ListTerminals
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from keyd.crypto.sm2 import Sm2PrivateKey
     from keyd.protocol.fields import Request, Response
     from keyd.protocol.messages.custody import ProposalReport, StoredKey
-    from keyd.protocol.messages.registry import TerminalReport
+    from keyd.protocol.messages.registry import IssuedPsam, TerminalReport
 
 ResponseT = TypeVar("ResponseT", bound="Response")
 
@@ -81,6 +81,16 @@ def all_terminals(officer: Asks, *, search: str = "", state: str = "any") -> lis
         page = officer.ask(ListTerminals(len(found), search, state))
         found += page.terminals
         if not page.terminals or len(found) >= page.total:
+            return found
+
+
+def all_issued_psams(officer: Asks, *, search: str = "", state: str = "any") -> list[IssuedPsam]:
+    """List PSAMs that keyd plays, page by page, by number."""
+    found: list[IssuedPsam] = []
+    while True:
+        page = officer.ask(ListIssuedPsams(len(found), search, state))
+        found += page.psams
+        if not page.psams or len(found) >= page.total:
             return found
 
 

@@ -15,7 +15,8 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import KCV_BYTES
 from keyd.custody.officers import OfficerCode, OfficerRole, PublicPoint
 from keyd.keys.block import KEY_ID_BYTES, Export, Mode, Seconds, Tier, Use
-from keyd.registry.terminal import TerminalCode, TerminalSpec
+from keyd.registry.psam import PsamAct, PsamSpec, TerminalOrNone
+from keyd.registry.terminal import TerminalCode, TerminalSpec, Words
 
 # Two people who collude must not be enough where nine are named, and nobody gathers more for one key.
 MAX_COMPONENTS: Final = 9
@@ -30,9 +31,14 @@ MAX_WAITING_DAYS: Final = 365
 # Terminals of one proposal: they and an officer's signature fit into one command.
 MAX_TERMINALS: Final = 100
 
+# The same for PSAMs.
+MAX_PSAMS: Final = 100
+
 MAX_ENROLMENT_DAYS: Final = 30
 
 TerminalCodes = Annotated[tuple[TerminalCode, ...], Meta(min_length=1, max_length=MAX_TERMINALS)]
+PsamNumber = Annotated[str, Meta(pattern=r"\A[0-9]{12}\Z")]
+PsamNumbers = Annotated[tuple[PsamNumber, ...], Meta(min_length=1, max_length=MAX_PSAMS)]
 KeyId = Annotated[bytes, Meta(min_length=KEY_ID_BYTES, max_length=KEY_ID_BYTES)]
 Kcv = Annotated[bytes, Meta(min_length=KCV_BYTES, max_length=KCV_BYTES)]
 Wrapped = Annotated[bytes, Meta(min_length=8, max_length=MAX_WRAPPED_BYTES)]
@@ -231,6 +237,25 @@ class MakeAuthority(_Action, frozen=True, tag="make-authority"):
     years: Annotated[int, Meta(ge=1, le=30)]
 
 
+class IssuePsams(_Action, frozen=True, tag="issue-psams"):
+    """Issue PSAMs that keyd plays (发卡). Nobody has one before it is assigned."""
+
+    psams: Annotated[tuple[PsamSpec, ...], Meta(min_length=1, max_length=MAX_PSAMS)]
+
+
+class ChangePsams(_Action, frozen=True, tag="change-psams"):
+    """Assign PSAMs (领用), take them back (退回) or retire them (注销).
+
+    They are assigned to a terminal or, where none is named, to the shared set. A loss is no proposal: one officer
+    reports it, and it is done.
+    """
+
+    numbers: PsamNumbers
+    act: PsamAct
+    terminal: TerminalOrNone = ""
+    reason: Words = ""
+
+
 Action = (
     GenerateKey
     | ImportKey
@@ -253,6 +278,8 @@ Action = (
     | GiveEnrolmentCodes
     | GiveTerminalKeys
     | MakeAuthority
+    | IssuePsams
+    | ChangePsams
 )
 
 # Those that bring a new key in, and so name what it is to be.
@@ -261,4 +288,6 @@ NewKey = GenerateKey | ImportKey | GiveComponents | ImportWrapped | ImportEnvelo
 AboutTerminals = (
     EnrolTerminals | ActivateTerminals | GiveEnrolmentCodes | GiveTerminalKeys | MakeAuthority
 )
+# Those about PSAMs that keyd plays: LOCAL decides them too.
+AboutPsams = IssuePsams | ChangePsams
 NEW_KEY: Final = (GenerateKey, ImportKey, GiveComponents, ImportWrapped, ImportEnvelope)

@@ -19,9 +19,10 @@ from keyd.crypto.sm2 import PointNotOnCurve, SignatureNotAuthentic, Sm2PublicKey
 from keyd.custody.bodies import IdentityBody, SealBody, StoreAltered, StoreNotOurs, decode
 from keyd.custody.contents import open_contents
 from keyd.custody.officers import PublicPoint
+from keyd.custody.psam_rows import open_counters
 from keyd.errors import KeyFileUnusable
 from keyd.keys.block import read_header
-from keyd.store.rows import Kind, Row, Snapshot
+from keyd.store.rows import CounterRow, Kind, Row, Snapshot
 
 if TYPE_CHECKING:
     from keyd.custody.contents import Contents
@@ -53,6 +54,14 @@ class _Row(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     sealed: bytes
 
 
+class _Counters(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    psam: bytes
+    revision: int
+    nonce: bytes
+    sealed: bytes
+    restored: int
+
+
 class Backup(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """What a backup holds. `made_at` is seconds since 1970; `number` is the store's change that it was made after."""
 
@@ -62,6 +71,8 @@ class Backup(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     journal: JournalHead
     number: int
     rows: tuple[_Row, ...]
+    # Those of PSAMs that keyd plays. Backups of before there were any have none.
+    counters: tuple[_Counters, ...] = ()
 
 
 class Report(Struct, frozen=True):
@@ -82,13 +93,16 @@ class Report(Struct, frozen=True):
 def make_backup(
     contents: Contents, snapshot: Snapshot, journal: JournalHead, made_at: int, made_by: str
 ) -> bytes:
-    """Return a backup of one consistent snapshot.
+    """Return a backup of one consistent snapshot, which has PSAMs' counters too.
 
     Raises:
         StoreNotOurs: the snapshot does not open, so nobody could restore it.
     """
     try:
-        open_contents(snapshot, contents.seal, contents)
+        opened = open_contents(snapshot, contents.seal, contents)
+        _require_counters(snapshot)
+        for row in snapshot.counters:
+            open_counters(opened.psam_keys[row.psam.hex()], row)
     except StoreAltered as error:
         raise StoreNotOurs(f"the store was altered: {error}") from None
     body = Backup(
@@ -98,6 +112,7 @@ def make_backup(
         journal=journal,
         number=snapshot.number,
         rows=tuple(_Row(**msgspec.structs.asdict(row)) for row in snapshot.rows),
+        counters=tuple(_Counters(**msgspec.structs.asdict(row)) for row in snapshot.counters),
     )
     signed = MAGIC + msgspec.msgpack.encode(body)
     return signed + contents.identity.sign(signed)
@@ -115,6 +130,7 @@ def verify_backup(data: bytes, public_key: bytes | None = None) -> tuple[Report,
     try:
         body = msgspec.msgpack.decode(signed[len(MAGIC) :], type=Backup)
         rows = tuple(Row(**msgspec.structs.asdict(row)) for row in body.rows)
+        counters = tuple(CounterRow(**msgspec.structs.asdict(row)) for row in body.counters)
     except (msgspec.MsgspecError, ValueError):
         raise KeyFileUnusable("the backup is damaged or cut") from None
     try:
@@ -124,10 +140,19 @@ def verify_backup(data: bytes, public_key: bytes | None = None) -> tuple[Report,
     if public_key is not None and public_key != body.public_key:
         raise KeyFileUnusable("the backup is another keyd's: it is signed with another key")
     try:
-        return _report(body, rows), Snapshot(body.number, rows)
+        snapshot = Snapshot(body.number, rows, counters)
+        _require_counters(snapshot)
+        return _report(body, rows), snapshot
     except (StoreAltered, KeyNotAuthentic, ValueError):
         # Whoever signs with a key of their own can sign anything.
         raise KeyFileUnusable("the backup holds rows that no keyd wrote") from None
+
+
+def _require_counters(snapshot: Snapshot) -> None:
+    """Insist that each PSAM has its counters: without them it would begin from the first number again."""
+    psams = [row.id for row in snapshot.rows if row.kind is Kind.PSAM]
+    if sorted(psams) != sorted(row.psam for row in snapshot.counters):
+        raise StoreAltered("PSAMs and counters do not go together")
 
 
 def _report(body: Backup, rows: tuple[Row, ...]) -> Report:

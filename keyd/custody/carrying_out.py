@@ -13,7 +13,7 @@ from keyd.crypto.algorithms import Algorithm, require_software
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm2 import CiphertextNotAuthentic
 from keyd.custody import actions as act
-from keyd.custody import enrolling, lifecycle
+from keyd.custody import enrolling, lifecycle, psams
 from keyd.custody.bodies import seal_key_row, seal_row
 from keyd.custody.ceremony import generate_in_components
 from keyd.custody.officers import Officer, OfficerRole, require_public_key
@@ -53,6 +53,7 @@ from keyd.keys.hierarchy import (
 from keyd.store.rows import Kind, Put
 
 if TYPE_CHECKING:
+    from keyd.custody.catalogue import Catalogue
     from keyd.custody.contents import Contents, HeldKey
     from keyd.custody.work import Event, Work
 
@@ -69,7 +70,9 @@ _TRANSPORT_MODES: Final = (Mode.WRAP, Mode.UNWRAP)
 _SECONDS_PER_DAY: Final = 24 * 3600
 
 
-def require_possible(contents: Contents, domain: Domain, action: act.Action, now: int) -> None:
+def require_possible(
+    contents: Contents, domain: Domain, action: act.Action, now: int, catalogue: Catalogue
+) -> None:
     """Refuse at once, when it is proposed, what could not be carried out anyway.
 
     Raises:
@@ -106,6 +109,8 @@ def require_possible(contents: Contents, domain: Domain, action: act.Action, now
             | act.MakeAuthority()
         ):
             enrolling.require_possible(contents, domain, action, now)
+        case act.IssuePsams() | act.ChangePsams():
+            psams.require_possible(contents, domain, action, now, catalogue)
         case _:
             contents.key(action.key_id, domain)
 
@@ -152,6 +157,8 @@ def carry_out(work: Work) -> Outcome:
             | act.MakeAuthority()
         ):
             return enrolling.carry_out(work, action)
+        case act.IssuePsams() | act.ChangePsams():
+            return psams.carry_out(work, action)
         case _:
             return _step(work, action)
 

@@ -23,7 +23,14 @@ from keyd.custody.bodies import (
 )
 from keyd.custody.officers import Officer, OfficerRole, title
 from keyd.custody.proposals import Proposal
-from keyd.errors import DomainCrossed, KeyNotFound, ProposalNotFound, TerminalNotFound
+from keyd.custody.psam_rows import HeldPsam, open_psam_row
+from keyd.errors import (
+    DomainCrossed,
+    KeyNotFound,
+    ProposalNotFound,
+    PsamNotFound,
+    TerminalNotFound,
+)
 from keyd.keys.block import Domain, KeyHeader, KeyState
 from keyd.registry.terminal import Terminal
 from keyd.store.rows import Kind
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
 
     from keyd.crypto.secret import SecretKey
     from keyd.custody.seal import OpenSeal
+    from keyd.registry.psam import KeptPsam
     from keyd.store.rows import Row, Snapshot
     from keyd.tls import TlsKind
 
@@ -56,6 +64,9 @@ class Contents(Struct, frozen=True):
     proposals: Mapping[bytes, Proposal]
     terminals: Mapping[str, Terminal]
     authorities: Mapping[TlsKind, HeldAuthority]
+    # PSAMs that keyd plays, by their 终端机编号 in 12 digits, and the keys that their counters are sealed under.
+    psams: Mapping[str, KeptPsam]
+    psam_keys: Mapping[str, SecretKey]
     # Where each opened row came from, so that it need not be opened again.
     opened: Mapping[tuple[Kind, bytes], tuple[Row, object]]
 
@@ -98,6 +109,17 @@ class Contents(Struct, frozen=True):
         if terminal is None:
             raise TerminalNotFound(f"no terminal {code} is enrolled")
         return terminal
+
+    def psam(self, number: str) -> KeptPsam:
+        """Return a PSAM that keyd plays, by its 终端机编号 in 12 digits, whatever its state.
+
+        Raises:
+            PsamNotFound: none of that number was ever issued.
+        """
+        kept = self.psams.get(number)
+        if kept is None:
+            raise PsamNotFound(f"no PSAM {number} was issued")
+        return kept
 
     def serving_officers(self, domain: Domain, role: OfficerRole) -> list[Officer]:
         """List a domain's officers of a role that are not retired."""
@@ -150,12 +172,13 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
         opened[place] = was if was is not None and was[0] == row else (row, _open(row, seal))
     # Proposals are dropped when there are many; of all else, at least what it was is kept for ever.
     if any(place not in opened for place in known if place[0] is not Kind.PROPOSAL):
-        raise StoreAltered("a key, an officer, a terminal or an authority is missing")
+        raise StoreAltered("a key, an officer, a terminal, an authority or a PSAM is missing")
     keys: dict[bytes, HeldKey] = {}
     officers: dict[str, Officer] = {}
     proposals: dict[bytes, Proposal] = {}
     terminals: dict[str, Terminal] = {}
     authorities: dict[TlsKind, HeldAuthority] = {}
+    psams: dict[str, HeldPsam] = {}
     identity: tuple[IdentityBody, Sm2PrivateKey] | None = None
     for row, thing in opened.values():
         if isinstance(thing, HeldKey):
@@ -172,6 +195,8 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
             terminals[thing.code] = thing
         elif isinstance(thing, HeldAuthority):
             authorities[thing.body.kind] = thing
+        elif isinstance(thing, HeldPsam):
+            psams[thing.kept.number] = thing
         elif isinstance(thing, tuple):
             _require_id(row, IDENTITY_ID)
             identity = thing
@@ -189,6 +214,8 @@ def open_contents(snapshot: Snapshot, seal: OpenSeal, before: Contents | None = 
         proposals=proposals,
         terminals=terminals,
         authorities=authorities,
+        psams={number: held.kept for number, held in psams.items()},
+        psam_keys={number: held.key for number, held in psams.items()},
         opened=opened,
     )
 
@@ -217,6 +244,8 @@ def _open(row: Row, seal: OpenSeal) -> object:
         return open_row(lmk, row, Terminal)
     if row.kind is Kind.AUTHORITY:
         return open_authority_row(lmk, row)
+    if row.kind is Kind.PSAM:
+        return open_psam_row(lmk, row)
     return _open_identity(row, lmk)
 
 

@@ -16,6 +16,7 @@ from keyd.custody import actions as act
 from keyd.custody.authority import SERIAL_BYTES, authority_row, moment_of, new_authority
 from keyd.custody.bodies import seal_row
 from keyd.custody.proposals import FOR_CODES, FOR_KEYS
+from keyd.custody.psams import require_no_other_psam
 from keyd.custody.work import Outcome, event_of
 from keyd.errors import (
     BadParameter,
@@ -300,6 +301,7 @@ def _changed_terminals(
     changed = []
     for spec in action.terminals:
         require_good(spec)
+        require_no_other_psam(contents, spec)
         before = contents.terminals.get(spec.code)
         if before is None:
             changed.append(lifecycle.enrolled(spec, by, now, is_active=action.activate))

@@ -31,6 +31,7 @@ from keyd.custody.founding import identity_row
 from keyd.custody.lifecycle import changed
 from keyd.custody.officers import Officer
 from keyd.custody.proposals import Proposal
+from keyd.custody.psam_rows import HeldPsam, psam_row
 from keyd.custody.seal import OpenSeal, marks_of, split_seal_key
 from keyd.errors import ShareRefused
 from keyd.keys.block import Domain
@@ -154,6 +155,10 @@ class StagedSeal:
             return seal_row(lmks[Domain.LOCAL], row.kind, row.id, row.domain, moved, random_bytes)
         if isinstance(thing, HeldAuthority):
             return thing.moved(lmks[Domain.LOCAL], random_bytes)
+        if isinstance(thing, HeldPsam):
+            # The key of its counters stays, and with it what they are sealed under.
+            kept = msgspec.structs.replace(thing.kept, revision=thing.kept.revision + 1)
+            return psam_row(lmks[Domain.LOCAL], HeldPsam(kept, thing.key), random_bytes)
         if row.kind is Kind.IDENTITY:
             identity = msgspec.structs.replace(
                 contents.identity_body, revision=contents.identity_body.revision + 1

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from keyd.crypto.secret import SecretKey
 from keyd.custody import actions as act
-from keyd.custody import enrolling, lifecycle
+from keyd.custody import enrolling, lifecycle, psams
 from keyd.custody.bodies import (
     SealBody,
     StoreAltered,
@@ -32,6 +32,7 @@ from keyd.custody.carrying_out import (
     require_possible,
     require_rekey,
 )
+from keyd.custody.catalogue import Catalogue, shipped_catalogue
 from keyd.custody.ceilings import LeasedQuota, next_lease
 from keyd.custody.ceremony import Ceremonies
 from keyd.custody.contents import Contents, open_contents
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from keyd.crypto.shares import Share
     from keyd.custody.founding import Keeper
     from keyd.custody.work import Event
+    from keyd.registry.psam import KeptPsam
     from keyd.registry.terminal import Terminal, TerminalState
     from keyd.store.database import Store
     from keyd.store.rows import Snapshot
@@ -112,7 +114,8 @@ class Approved(Struct, frozen=True):
 class Vault:
     """Custody of one store. `now` is seconds since 1970.
 
-    `want_lease` is called from the tick when a quota runs low, `new_keepers` when a new seal is made.
+    `want_lease` is called from the tick when a quota runs low, `new_keepers` when a new seal is made. PSAMs can
+    be issued as the catalogue says; as keyd ships it, without one.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Vault:
         random_bytes: Callable[[int], bytes],
         want_lease: Callable[[], None],
         new_keepers: Callable[[], Sequence[Keeper]] = list,
+        catalogue: Catalogue | None = None,
     ) -> None:
         self._store = store
         self._instance = instance
@@ -130,6 +134,7 @@ class Vault:
         self._random_bytes = random_bytes
         self._want_lease = want_lease
         self._new_keepers = new_keepers
+        self._catalogue = catalogue or shipped_catalogue()
         self._lock = threading.RLock()
         # Grows when everything is dropped: a turn that began before must not bring anything back.
         self._epoch = 0
@@ -324,7 +329,7 @@ class Vault:
             officer = self._serving(contents, officer)
             require_role(officer, OfficerRole.SECURITY_OFFICER)
             now = self._seconds()
-            require_possible(contents, officer.domain, action, now)
+            require_possible(contents, officer.domain, action, now, self._catalogue)
             # Another domain's flood is none of this one's business, and what has expired waits for nobody.
             open_now = [
                 p
@@ -377,7 +382,9 @@ class Vault:
                 if isinstance(proposal.action, act.Permit):
                     # A new ceiling is held against what was used, not against what was leased.
                     contents = self._commit_leases_back(proposal.action.key_id)
-                work = Work(contents, proposal, officer, now, self._random_bytes, combined)
+                work = Work(
+                    contents, proposal, officer, now, self._random_bytes, self._catalogue, combined
+                )
                 outcome = carry_out(work)
                 done = self._decided(proposal, officer, ProposalState.DONE, outcome.result)
                 outcome.changes.append(self._put_proposal(contents, done))
@@ -522,6 +529,24 @@ class Vault:
 
             self._decide_on_the_newest(decide)
             return self._open_contents().terminal(code)
+
+    def lose_psam(self, officer: Officer, number: str, reason: str) -> KeptPsam:
+        """Report a PSAM that keyd plays lost, by one officer.
+
+        Raises:
+            RoleMissing: the officer is neither security officer nor operator.
+            DomainCrossed, PsamNotFound, PsamStateRefused, BadParameter: there is nothing to lose.
+        """
+        with self._turn():
+
+            def decide(contents: Contents) -> tuple[Outcome, None]:
+                serving = self._serving(contents, officer)
+                require_role(serving, OfficerRole.SECURITY_OFFICER, OfficerRole.OPERATOR)
+                now = self._seconds()
+                return psams.lose(contents, serving, number, reason, now, self._random_bytes), None
+
+            self._decide_on_the_newest(decide)
+            return self._open_contents().psam(number)
 
     def enrol_terminal(self, code: str, enrolment_code: str, request: bytes) -> bytes:
         """Issue a certificate to a machine that has an enrolment code; return it with its CA's, in PEM.

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keyd.crypto.secret import SecretKey
+    from keyd.custody.catalogue import Catalogue
     from keyd.custody.contents import Contents, HeldKey
     from keyd.custody.officers import Officer
     from keyd.custody.proposals import Proposal
     from keyd.keys.block import Domain, KeyHeader
-    from keyd.store.rows import Drop, Put
+    from keyd.store.rows import Change
 
 Event: TypeAlias = dict[str, Any]
 
@@ -22,7 +23,7 @@ Event: TypeAlias = dict[str, Any]
 class Outcome(Struct):
     """What carrying out a decision comes to."""
 
-    changes: list[Put | Drop] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     result: dict[str, bytes] = field(default_factory=dict)
 
@@ -35,6 +36,7 @@ class Work(Struct, frozen=True):
     approver: Officer
     now: int
     random_bytes: Callable[[int], bytes]
+    catalogue: Catalogue
     combined: SecretKey | None = None
 
     @property

@@ -3,7 +3,17 @@
 Who may ask, limits, journal and measuring are not here: `keyd.dispatch` does them once for all.
 """
 
-from keyd.handlers import card, custody, daemon, library, medical, terminal, terminals
+from keyd.handlers import (
+    card,
+    custody,
+    daemon,
+    issued,
+    library,
+    medical,
+    psam,
+    terminal,
+    terminals,
+)
 from keyd.handlers.registry import HANDLERS
 from keyd.handlers.services import Services
 
@@ -13,8 +23,10 @@ __all__ = [
     "card",
     "custody",
     "daemon",
+    "issued",
     "library",
     "medical",
+    "psam",
     "terminal",
     "terminals",
 ]

@@ -59,6 +59,11 @@ MAX_HELD: Final = MAX_OUTPUT // 2
 MAX_SLOW_PER_CONNECTION: Final = 8
 MAX_SLOW: Final = 64
 
+# Requests that wait for PSAMs are counted apart, so that a crowd of them keeps no officer out. One costs a generator of
+# memory, and the pool bounds how long it waits: as many as a connection's share of a tick, and as a tick.
+MAX_LATE_PER_CONNECTION: Final = MAX_ASKS_PER_CONNECTION
+MAX_LATE: Final = MAX_ASKS_PER_TICK
+
 # After file descriptors ran out, how long not to accept: long enough not to spin, short enough not to notice.
 ACCEPT_PAUSE_SECONDS: Final = 0.1
 

@@ -182,7 +182,7 @@ class SessionKey(_Level):
             raise BadParameter("a challenge has 8 bytes")
         if self._key.block_bytes == 8:
             return self._key.encrypt(challenge)
-        return _fold(self._key.encrypt(challenge + bytes(8)))
+        return fold(self._key.encrypt(challenge + bytes(8)))
 
     def mac(self, data: bytes) -> bytes:
         """Return the MAC, 4 bytes: zero IV, always padded with 80 00…"""
@@ -378,7 +378,7 @@ class SideKey(_Level):
         """
         if not len(challenge) == len(own) == TERMINAL_CHALLENGE_BYTES:
             raise BadParameter("a challenge between a terminal and keyd has 16 bytes")
-        return _fold(self._key.encrypt_to_key(challenge, self._key.algorithm).encrypt(own))
+        return fold(self._key.encrypt_to_key(challenge, self._key.algorithm).encrypt(own))
 
 
 class TerminalKey(_Level):
@@ -407,7 +407,7 @@ class TerminalMasterKey(_Level):
         return self._key.encrypt(factor + factor.translate(_COMPLEMENT))
 
 
-def _fold(block: bytes) -> bytes:
+def fold(block: bytes) -> bytes:
     """Return left half XOR right half of a block of 16 bytes."""
     number = int.from_bytes(block, "big")
     return (number >> 64 ^ number & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")

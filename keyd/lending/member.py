@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyd.psam.profile import PsamProfile
+
 
 class MemberKind(enum.StrEnum):
     """Where a member is."""
@@ -38,6 +40,14 @@ class Member(Protocol):
     @property
     def kind(self) -> MemberKind:
         """Where it is."""
+
+    @property
+    def profile(self) -> PsamProfile:
+        """What kind of PSAM it is."""
+
+    @property
+    def owner(self) -> str:
+        """The code of the only terminal that it is lent to; empty: it is shared."""
 
     @property
     def slots(self) -> int:

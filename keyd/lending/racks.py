@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keyd.lending.member import Member
+    from keyd.psam.profile import PsamProfile
 
 # A PSAM takes tens of milliseconds; a chip that asks for more time (ISO 7816-3) may take a second or two.
 COMMAND_SECONDS: Final = 5.0
@@ -53,11 +54,13 @@ class RackSource:
     def __init__(
         self,
         addresses: Sequence[tuple[str, int]],
+        profile: PsamProfile,
         command_seconds: float = COMMAND_SECONDS,
         connect_seconds: float = CONNECT_SECONDS,
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         self._addresses = addresses
+        self._profile = profile
         self._command_seconds = command_seconds
         self._connect_seconds = connect_seconds
         self._longest_wait_seconds = longest_wait_seconds
@@ -77,7 +80,9 @@ class RackSource:
         wait = FIRST_WAIT_SECONDS
         while True:
             async with trio.open_nursery() as nursery:
-                member = RackMember(address, nursery, self._command_seconds, self._connect_seconds)
+                member = RackMember(
+                    address, self._profile, nursery, self._command_seconds, self._connect_seconds
+                )
                 with suppress(MemberFailed):
                     await member.reset(0)
                     joined(member)
@@ -98,16 +103,19 @@ class RackMember:
 
     kind: Final = MemberKind.RACK
     slots: Final = 1
+    owner: Final = ""
 
     def __init__(
         self,
         address: tuple[str, int],
+        profile: PsamProfile,
         nursery: trio.Nursery,
         command_seconds: float,
         connect_seconds: float,
     ) -> None:
         """Its lines are listened to in `nursery`."""
         self._address = address
+        self.profile: Final = profile
         self._nursery = nursery
         self._command_seconds = command_seconds
         self._connect_seconds = connect_seconds

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keyd.lending.member import Member
+    from keyd.psam.profile import PsamProfile
 
 # A PSAM takes tens of milliseconds; a chip that asks for more time (ISO 7816-3) may take a second or two.
 COMMAND_SECONDS: Final = 5.0
@@ -47,7 +48,12 @@ PCSCD_WAIT_SECONDS: Final = 0.5
 class ReaderSource:
     """The PSAMs in the readers whose names match a shell pattern: `*`, `?`, and `[[]` for a bracket."""
 
-    def __init__(self, patterns: Sequence[str], command_seconds: float = COMMAND_SECONDS) -> None:
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        profile: PsamProfile,
+        command_seconds: float = COMMAND_SECONDS,
+    ) -> None:
         """Look for nothing yet.
 
         Raises:
@@ -55,6 +61,7 @@ class ReaderSource:
         """
         load()
         self._patterns = patterns
+        self._profile = profile
         self._command_seconds = command_seconds
         self._there: dict[str, tuple[int, ReaderMember]] = {}
         # By reader, since what is stuck in one is so whatever chip is in it now.
@@ -100,7 +107,7 @@ class ReaderSource:
         for reader, count in chips.items():
             if reader not in self._there and self._is_wanted(reader):
                 left = self._left.setdefault(reader, [])
-                member = ReaderMember(reader, self._command_seconds, left)
+                member = ReaderMember(reader, self._profile, self._command_seconds, left)
                 self._there[reader] = count, member
                 joined(member)
 
@@ -141,10 +148,14 @@ class ReaderMember:
 
     kind: Final = MemberKind.READER
     slots: Final = 1
+    owner: Final = ""
 
-    def __init__(self, reader: str, command_seconds: float, left: list[_Worker]) -> None:
+    def __init__(
+        self, reader: str, profile: PsamProfile, command_seconds: float, left: list[_Worker]
+    ) -> None:
         """Ask nothing of the reader yet. `left` has the threads that were left behind in it, and gets more."""
         self.name: Final = f"reader:{reader}"
+        self.profile: Final = profile
         self._reader = reader
         self._seconds = command_seconds
         self._trouble = "it was not reset yet"

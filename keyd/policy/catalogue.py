@@ -40,6 +40,8 @@ class Shape(Struct, frozen=True):
 
     uses: frozenset[Use] = frozenset()
     names: tuple[str, ...] = ("*",)
+    # Of those, the ones that it never takes.
+    never: tuple[str, ...] = ()
     has_business: bool = False
     # It makes a command that gives a PIN its tries back, so the card's ceiling counts it.
     resets_pin: bool = False
@@ -51,7 +53,11 @@ class Shape(Struct, frozen=True):
 
     def can_use(self, key: ProfileKey) -> bool:
         """Whether a request of this method can name the key without being refused for it."""
-        return key.use in self.uses and names_match(self.names, key.name)
+        return (
+            key.use in self.uses
+            and names_match(self.names, key.name)
+            and key.name not in self.never
+        )
 
 
 class Catalogue:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 from keyd.protocol.fields import Request, Response
-from keyd.protocol.messages import card, custody, daemon, library, medical, registry, terminal
+from keyd.protocol.messages import card, custody, daemon, library, medical, psam, registry, terminal
 
 # A batch is one message and one share of a tick: 256 cards of about 120 bytes fit into MAX_MESSAGE.
 MAX_BATCH: Final = 256
@@ -74,6 +74,11 @@ def _seal_row(method: str, request: type[Request[Any]]) -> Command:
     return _row(method, request, Role.ADMINISTRATION, cost=Cost.SLOW)
 
 
+def _psam_row(method: str, request: type[Request[Any]]) -> Command:
+    # A PSAM is waited for: for a turn on it, and for its chip.
+    return _row(method, request, cost=Cost.SLOW)
+
+
 def _officer_row(method: str, request: type[Request[Any]]) -> Command:
     return _row(method, request, Role.OFFICER, cost=Cost.SLOW)
 
@@ -123,6 +128,17 @@ TABLE: Final[dict[str, Command]] = {
         _row("library.unblock_pin_2", library.UnblockPin2),
         _row("library.do_debit_1", library.DoDebit1),
         _row("library.do_debit_2", library.DoDebit2),
+        _psam_row("psam.open", psam.AskOpen),
+        _psam_row("psam.transmit", psam.Transmit),
+        _psam_row("psam.transmit_many", psam.TransmitMany),
+        _psam_row("psam.run", psam.RunScript),
+        _psam_row("psam.run_once", psam.RunOnce),
+        _psam_row("psam.close", psam.Close),
+        _psam_row("psam.internal_authenticate", psam.PsamInternalAuthenticate),
+        _psam_row("psam.external_authenticate", psam.PsamExternalAuthenticate),
+        _psam_row("psam.make_purchase", psam.PsamMakePurchase),
+        _psam_row("psam.confirm_purchase", psam.PsamConfirmPurchase),
+        _row("psam.list", psam.ListMembers, Role.OPERATOR, audited=False),
         _seal_row("seal.status", custody.AskSeal),
         _seal_row("seal.give_share", custody.GiveShare),
         _seal_row("seal.forget_shares", custody.ForgetShares),
@@ -144,6 +160,9 @@ TABLE: Final[dict[str, Command]] = {
         _officer_row("terminal.show", registry.ShowTerminal),
         _officer_row("terminal.stop", registry.StopTerminal),
         _officer_row("authority.list", registry.ListAuthorities),
+        _officer_row("psam.issued", registry.ListIssuedPsams),
+        _officer_row("psam.show", registry.ShowIssuedPsam),
+        _officer_row("psam.lose", registry.LosePsam),
     )
 }
 

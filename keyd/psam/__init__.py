@@ -10,9 +10,10 @@ and how its dialect differs is a profile (`keyd.psam.profile`), which is a file;
 the key ring is one of (`keyd.psam.ring`).
 """
 
-from keyd.psam.applet import Applet
+from keyd.psam.applet import Applet, may_wait
 from keyd.psam.counters import Counters, PsamMemory, PsamRecord, TransientMemory
 from keyd.psam.file_memory import FileMemory
+from keyd.psam.guard import Dialects, Guard
 from keyd.psam.issue import synthetic_psam
 from keyd.psam.keys import KeyAttributes, KeyName, KeySet, PsamKeys
 from keyd.psam.own import OwnKey
@@ -24,7 +25,9 @@ from keyd.psam.state import Psam
 __all__ = [
     "Applet",
     "Counters",
+    "Dialects",
     "FileMemory",
+    "Guard",
     "KeyAttributes",
     "KeyName",
     "KeySet",
@@ -38,5 +41,6 @@ __all__ = [
     "RingKeys",
     "TransientMemory",
     "load_psam_profiles",
+    "may_wait",
     "synthetic_psam",
 ]

@@ -51,6 +51,6 @@ def external_authenticate(psam: Psam, channel: Channel, apdu: CommandApdu) -> by
         # A wrong proof also takes back what an earlier right one gave.
         channel.rights.discard(apdu.p2)
         raise Declined(TRIES_LEFT | tries - psam.count_wrong(name))
-    psam.forget_wrong(name)
+    psam.forget_wrong(name, tries)
     channel.rights.add(apdu.p2)
     return b""

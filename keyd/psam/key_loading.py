@@ -61,14 +61,15 @@ def _require_permission(psam: Psam, channel: Channel) -> None:
 def _require_mac(
     psam: Psam, channel: Channel, apdu: CommandApdu, master: OwnKey, name: str, mac: bytes
 ) -> None:
-    if psam.counters.wrong(name) >= psam.profile.loading.key_tries:
+    tries = psam.profile.loading.key_tries
+    if psam.counters.wrong(name) >= tries:
         raise Declined(SW.AUTHENTICATION_BLOCKED)
     challenge = channel.take_challenge()
     command = apdu.header + bytes((len(apdu.data),)) + apdu.data[:-MAC_BYTES]
     if not hmac.compare_digest(mac, master.loading_mac(challenge, command)):
         psam.count_wrong(name)
         raise Declined(SW.SECURE_MESSAGING_INCORRECT)
-    psam.forget_wrong(name)
+    psam.forget_wrong(name, tries)
 
 
 def _opened(

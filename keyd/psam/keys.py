@@ -6,7 +6,7 @@ which diversifies, or an own key, which does not, and never bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from keyd.crypto.secret import SecretKey
 
 PsamKey = RootKey | OwnKey
+
+# A PSAM names no set. Which one it means is not public; the first is the one that cards are made with. [I]
+SET: Final = 1
 
 
 class KeyName(Struct, frozen=True):

@@ -6,11 +6,12 @@ Keys that were loaded by CREATE KEY, and the PSAM's own, are in a set of its own
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from keyd.errors import KeyNotFound
 from keyd.keys.hierarchy import Region
 from keyd.keys.sam import CardKeyRef, purpose
+from keyd.psam.keys import SET as SET
 from keyd.psam.keys import KeyAttributes, PsamKey, PsamKeys
 
 if TYPE_CHECKING:
@@ -19,19 +20,23 @@ if TYPE_CHECKING:
     from keyd.cards.profile import ProfileKey
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.crypto.secret import SecretKey
-    from keyd.keys.ring import KeyRing
-
-# A PSAM names no set. Which one it means is not public; the first is the one that cards are made with. [I]
-SET: Final = 1
+    from keyd.keys.hierarchy import RootKey
 
 # The ring wants to know for which city and card; of a root that is lent it does not matter.
 _NOBODY: Final = Region("000000")
 
 
+class LendsRoots(Protocol):
+    """What is asked of the key ring."""
+
+    def lend(self, ref: CardKeyRef) -> RootKey:
+        """See `keyd.keys.ring.KeyRing.lend`."""
+
+
 class RingKeys:
     """A ring's roots, by what a PSAM calls them, behind the keys of one PSAM."""
 
-    def __init__(self, ring: KeyRing, places: Iterable[ProfileKey], own: PsamKeys) -> None:
+    def __init__(self, ring: LendsRoots, places: Iterable[ProfileKey], own: PsamKeys) -> None:
         self._ring = ring
         self._own = own
         self._places: Final = {

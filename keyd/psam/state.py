@@ -150,10 +150,10 @@ class Psam:
         except StoreUnavailable:
             raise Declined(SW.MEMORY_FAILURE) from None
 
-    def forget_wrong(self, name: str) -> None:
-        """Begin to count anew, since a proof was right."""
+    def forget_wrong(self, name: str, tries: int) -> None:
+        """Begin to count anew, since a proof was right; so many wrong ones stay."""
         try:
-            self.counters.forget_wrong(name)
+            self.counters.forget_wrong(name, tries)
         except StoreUnavailable:
             raise Declined(SW.MEMORY_FAILURE) from None
 

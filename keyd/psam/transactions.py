@@ -69,5 +69,5 @@ def credit(psam: Psam, channel: Channel, apdu: CommandApdu) -> bytes:
     if not hmac.compare_digest(apdu.data, transaction.key.mac(transaction.amounts)):
         psam.count_wrong(MAC2)
         raise Declined(int(psam.profile.purchase.wrong_mac2, 16))
-    psam.forget_wrong(MAC2)
+    psam.forget_wrong(MAC2, psam.profile.purchase.mac2_tries)
     return b""

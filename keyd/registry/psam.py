@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from keyd.cards.profile import names_match
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.errors import BadParameter, NotAllowed
+from keyd.errors import BadParameter, NotAllowed, PsamStateRefused
 from keyd.psam.profile import PsamIdentity
 from keyd.registry.terminal import PSAM_NUMBER_BYTES, PSAM_SERIAL_BYTES, Seconds, Words
 
@@ -138,11 +138,12 @@ def after(
     """Return what a PSAM is after an act. Only an assignment names a terminal; without one it is to the shared set.
 
     Raises:
-        BadParameter: the PSAM's state does not allow the act.
+        PsamStateRefused: the PSAM's state does not allow the act.
+        BadParameter: another act than an assignment names a terminal.
     """
     states, state = ACTS[act]
     if psam.state not in states:
-        raise BadParameter(f"PSAM {psam.number} is {psam.state}: it cannot be {_DONE[act]}")
+        raise PsamStateRefused(f"PSAM {psam.number} is {psam.state}: it cannot be {_DONE[act]}")
     if terminal and act is not PsamAct.ASSIGN:
         raise BadParameter("only an assignment names a terminal")
     return replace(

@@ -41,6 +41,8 @@ from keyd.store.rows import (
     MAX_RECORDS,
     Activity,
     Anchor,
+    Begin,
+    CounterRow,
     Drop,
     Kind,
     Put,
@@ -48,12 +50,14 @@ from keyd.store.rows import (
     Snapshot,
     check_instance,
 )
-from keyd.store.tables import ACTIVITY, ANCHORS, CHANGES, OUTBOX, ROWS
+from keyd.store.tables import ACTIVITY, ANCHORS, CHANGES, COUNTERS, OUTBOX, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import URL, Connection, RowMapping, Table
+
+    from keyd.store.rows import Change
 
 T = TypeVar("T")
 
@@ -151,16 +155,22 @@ class Store:
 
     # --- rows
 
-    def load(self) -> Snapshot:
-        """Read everything, as it was at one moment. A row that is as it was is the same object."""
-        number, columns = self._read(_load)
+    def load(self, *, with_counters: bool = False) -> Snapshot:
+        """Read all rows, and PSAMs' counters if asked to, at one moment. A row that is as it was is the same object."""
+
+        def work(
+            connection: Connection,
+        ) -> tuple[int, list[tuple[object, ...]], list[CounterRow]]:
+            return (*_load(connection), _counters(connection) if with_counters else [])
+
+        number, columns, counters = self._read(work)
         before, loaded = self._loaded, dict[tuple[object, ...], Row]()
         with self._guarded():
             for values in columns:
                 row = before.get(values)
                 loaded[values] = _row(values) if row is None else row
         self._loaded = loaded
-        return Snapshot(number, tuple(loaded.values()))
+        return Snapshot(number, tuple(loaded.values()), tuple(counters))
 
     def change_number(self) -> int:
         """Return the number of the last commit. It reads one number, so it may be asked every second."""
@@ -168,7 +178,7 @@ class Store:
 
     def commit(
         self,
-        changes: Sequence[Put | Drop],
+        changes: Sequence[Change],
         records: Sequence[bytes] = (),
         instance: str = "",
         expected_number: int | None = None,
@@ -213,13 +223,15 @@ class Store:
     def fill(self, snapshot: Snapshot) -> None:
         """Put a snapshot into a store that holds nothing, revisions and number as they were: a restore.
 
+        Counters were restored once more then: what was counted since the snapshot was taken is not known.
+
         Raises:
             StoreUnavailable: the store holds something already.
         """
 
         def work(connection: Connection) -> None:
             number = _next_number(connection) - 1
-            holds = (*ROWS.values(), OUTBOX, ANCHORS)
+            holds = (*ROWS.values(), COUNTERS, OUTBOX, ANCHORS)
             if number or any(connection.scalar(select(select(t).exists())) for t in holds):
                 raise StoreUnavailable(
                     f"the store {shown(self._url)} holds something already: restore into an empty one"
@@ -228,7 +240,30 @@ class Store:
                 rows = [_columns(row) for row in snapshot.rows if row.kind == kind]
                 for batch in _batches(rows):
                     connection.execute(insert(table), batch)
+            for counted in _batches([*map(_restored, snapshot.counters)]):
+                connection.execute(insert(COUNTERS), counted)
             connection.execute(update(CHANGES).values(number=snapshot.number))
+
+        self._write(work)
+
+    # --- what PSAMs have to remember
+
+    def counters(self, psam: bytes) -> CounterRow | None:
+        """Return the counters of one PSAM, by the id of its row; None if there are none."""
+        return self._read(lambda connection: next(iter(_counters(connection, psam)), None))
+
+    def swap_counters(self, row: CounterRow) -> None:
+        """Let counters of revision n replace exactly those of revision n - 1. No number of changes grows.
+
+        Raises:
+            ChangedMeanwhile: somebody else was quicker, or there are none. Nothing was changed.
+        """
+        before = (COUNTERS.c.psam == row.psam) & (COUNTERS.c.revision == row.revision - 1)
+        swap = update(COUNTERS).where(before).values(msgspec.structs.asdict(row))
+
+        def work(connection: Connection) -> None:
+            if connection.execute(swap).rowcount != 1:
+                raise ChangedMeanwhile
 
         self._write(work)
 
@@ -369,7 +404,7 @@ class Store:
                 f"the store {shown(self._url)} holds something that keyd did not write"
             ) from None
 
-    def _was_committed(self, number: int, changes: Sequence[Put | Drop]) -> bool:
+    def _was_committed(self, number: int, changes: Sequence[Change]) -> bool:
         """Find out what became of a commit whose connection was lost: made (True), not made (raises), or unknown.
 
         Raises:
@@ -380,7 +415,9 @@ class Store:
                 transaction = connection.begin()
                 # Whoever has the lock knows that the lost transaction is over, made or not.
                 is_past = _next_number(connection) - 1 >= number
-                last = {_place(change): change for change in changes}
+                last = {
+                    _place(change): change for change in changes if not isinstance(change, Begin)
+                }
                 puts = [change.row for change in last.values() if isinstance(change, Put)]
                 found = [_find(connection, row.kind, row.id) for row in puts]
                 transaction.rollback()
@@ -498,7 +535,10 @@ def _find(connection: Connection, kind: Kind, row_id: bytes) -> Row | None:
     return None if values is None else _row((kind, *values))
 
 
-def _make(connection: Connection, change: Put | Drop) -> None:
+def _make(connection: Connection, change: Change) -> None:
+    if isinstance(change, Begin):
+        _insert(connection, COUNTERS, msgspec.structs.asdict(change.row))
+        return
     kind, row_id, revision = _expected(change)
     table = ROWS[kind]
     if isinstance(change, Put) and revision == 0:
@@ -520,6 +560,17 @@ def _insert(connection: Connection, table: Table, values: Mapping[str, object]) 
     # Not by counting: for an INSERT, not every driver's count reaches us.
     if connection.execute(statement.returning(*table.primary_key)).first() is None:
         raise ChangedMeanwhile
+
+
+def _counters(connection: Connection, psam: bytes | None = None) -> list[CounterRow]:
+    wanted = select(COUNTERS).order_by(COUNTERS.c.psam)
+    if psam is not None:
+        wanted = wanted.where(COUNTERS.c.psam == psam)
+    return [_converted(values, CounterRow) for values in connection.execute(wanted).mappings()]
+
+
+def _restored(row: CounterRow) -> dict[str, object]:
+    return msgspec.structs.asdict(row) | {"restored": row.restored + 1}
 
 
 def _forget_old_anchors(connection: Connection, instance: str) -> None:

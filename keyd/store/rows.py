@@ -61,6 +61,7 @@ class Kind(enum.StrEnum):
     IDENTITY = "identity"
     TERMINAL = "terminal"
     AUTHORITY = "authority"
+    PSAM = "psam"
 
 
 class Row(Struct, frozen=True):
@@ -111,14 +112,48 @@ class Drop(Struct, frozen=True):
         _check_number("revision", self.revision, 1)
 
 
-Change = Put | Drop
+class CounterRow(Struct, frozen=True):
+    """What a PSAM that keyd plays has to remember, in one revision; `psam` is the id of its row.
+
+    It changes with every few purchases, which is nothing that any other keyd would have to load everything for: its
+    changes do not count. `restored` says how often it came out of a backup since it was written.
+    """
+
+    psam: bytes
+    revision: int
+    nonce: bytes
+    sealed: bytes
+    restored: int = 0
+
+    def __post_init__(self) -> None:
+        _check_id(self.psam)
+        _check_number("revision", self.revision, 1)
+        _check_length("nonce", self.nonce, NONCE_BYTES, NONCE_BYTES)
+        _check_length("sealed", self.sealed, 0, MAX_SEALED_BYTES)
+        _check_number("restored", self.restored, 0)
+
+    def __repr__(self) -> str:
+        return f"<CounterRow {self.psam.hex()} revision {self.revision}>"
+
+
+class Begin(Struct, frozen=True):
+    """Insert the first counters of a PSAM: nobody may have any."""
+
+    row: CounterRow
+
+
+Change = Put | Drop | Begin
 
 
 class Snapshot(Struct, frozen=True):
-    """All rows at one moment, by kind and then by id, and the number of the last change before it."""
+    """All rows at one moment, by kind and then by id, and the number of the last change before it.
+
+    `counters` are those of PSAMs at that moment, if they were asked for: a backup needs them.
+    """
 
     number: int
     rows: tuple[Row, ...]
+    counters: tuple[CounterRow, ...] = ()
 
     def __post_init__(self) -> None:
         _check_number("number", self.number, 0)

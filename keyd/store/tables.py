@@ -101,3 +101,16 @@ ACTIVITY: Final = Table(
     Column("authentications", BigInteger, nullable=False),
     Column("failures", BigInteger, nullable=False),
 )
+
+# What each PSAM that keyd plays has to remember. Not among the rows: it changes while nothing else does.
+COUNTERS: Final = Table(
+    "psam_counters",
+    METADATA,
+    Column("psam", LargeBinary(MAX_ID_BYTES), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
+    Column("nonce", LargeBinary(NONCE_BYTES), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("restored", BigInteger, nullable=False),
+    CheckConstraint("revision >= 1", "revision"),
+    CheckConstraint(f"length(nonce) = {NONCE_BYTES}", "nonce"),
+)

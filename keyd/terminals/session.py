@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,13 +29,20 @@ class Line(NamedTuple):
     """32 bytes that only the two ends of this line know."""
 
 
+class Lent(Protocol):
+    """Something that is lent to a terminal as long as it is there."""
+
+    def abandon(self) -> None:
+        """Have it given back, without waiting."""
+
+
 class Session:
     """What keyd knows of the other end of one connection."""
 
     __slots__ = (
         *("_leave", "attempt", "challenge", "failures", "is_administration", "is_enrolment"),
         *("is_operator", "line", "must_close", "number", "numbered", "officer_challenge", "proven"),
-        *("recorded_at", "source", "terminal", "terminal_number", "until"),
+        *("psams", "recorded_at", "source", "terminal", "terminal_number", "until"),
     )
 
     def __init__(
@@ -65,6 +72,8 @@ class Session:
         # With what, for when its record changes.
         self.proven: Proven | None = None
         self._leave: Callable[[], None] | None = None
+        # The PSAMs that the terminal has open, by the numbers that it was told.
+        self.psams: dict[int, Lent] = {}
         self.challenge: OpenChallenge | None = None
         # A signature that is being judged beside the tick.
         self.attempt: Attempt | None = None
@@ -89,11 +98,14 @@ class Session:
         self._leave = leave
 
     def leave(self) -> None:
-        """Make the connection nobody's. Safe to call twice."""
+        """Make the connection nobody's, and what was lent to its terminal nobody's too. Safe to call twice."""
         self.terminal = None
         self.proven = None
         self.until = math.inf
         leave, self._leave = self._leave, None
+        psams, self.psams = self.psams, {}
+        for psam in psams.values():
+            psam.abandon()
         if leave is not None:
             leave()
 

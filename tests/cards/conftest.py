@@ -1,4 +1,4 @@
-"""A key ring with the synthetic roots of every address, the cards they make, and a driver for services."""
+"""The synthetic roots of every address, in a key ring and in a PSAM, the cards they make, and a driver for services."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from keyd.keys.hierarchy import CardKey, city_key, root_key
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import active_root, synthetic
 from keyd.keys.synthetic import SYNTHETIC_LEVELS, synthetic_root
+from tests.psam.sams import Divided, PsamSam
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,14 +55,23 @@ class Bench:
     card_id: Final = CARD_ID
     historical: Final = HISTORICAL
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_psam: bool) -> None:
         self.profiles = load_profiles()
+        self._has_psam = has_psam
         places = newest(self.profiles).key_places((CardAlgorithm.DES, CardAlgorithm.SM4))
         self.ring = KeyRing(synthetic(places))
+        self.sam = self.sam_of(self.ring)
+
+    def sam_of(self, ring: KeyRing) -> Sam:
+        """Return a ring, or a PSAM with its keys for whatever a PSAM does."""
+        if not self._has_psam:
+            return ring
+        keys = newest(self.profiles).keys
+        return Divided(PsamSam(ring, keys), ring, keys)
 
     def run(self, steps: Steps[T], sam: Sam | None = None) -> T:
-        """Run a service over the synthetic ring, or over another Sam."""
-        return drive(steps, sam or self.ring)
+        """Run a service over the synthetic keys, or over another Sam."""
+        return drive(steps, sam or self.sam)
 
     def card(
         self,
@@ -105,9 +115,10 @@ class Bench:
         )
 
 
-@pytest.fixture(scope="session")
-def bench() -> Bench:
-    return Bench()
+@pytest.fixture(scope="session", params=["ring", "psam"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """Cards and their keys, once in the ring and once in a PSAM: every service answers the same."""
+    return Bench(has_psam=request.param == "psam")
 
 
 @pytest.fixture(scope="session", params=[CardAlgorithm.SM4, CardAlgorithm.DES], ids=["SM4", "DES"])
@@ -134,10 +145,11 @@ class Worked:
             example["levels"],
             self.card.profile.keys.values(),
         )
+        self.sam = bench.sam_of(self.ring)
 
     def run(self, steps: Steps[T]) -> T:
-        """Run a service over this example's ring."""
-        return drive(steps, self.ring)
+        """Run a service over this example's keys."""
+        return drive(steps, self.sam)
 
 
 _VECTORS: Final = Path(__file__).parent.parent / "vectors" / "worked_examples.json"

@@ -13,6 +13,7 @@ from keyd.cards.authentication import Exchange, verify_cryptogram
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import AlgorithmNotSupported, CardNotAuthentic, KeyNotFound, KeyUsageRefused
 from keyd.keys.block import Use
+from tests.psam.sams import Divided
 
 if TYPE_CHECKING:
     from keyd.cards.identity import Card
@@ -197,3 +198,16 @@ def test_a_puk_is_no_reading_key_but_opens_a_mutual_exchange_as_one(
     exchange = Exchange(PUK, FACTOR, CHALLENGE)
     reply = bench.run(authentication.mutual_cryptograms(card, INTERNAL, exchange))[1]
     assert reply == cryptogram_of(bench, card, exchange) + CHALLENGE
+
+
+# --- who computes
+
+
+def test_where_there_is_a_psam_it_is_asked(bench: Bench, card: Card) -> None:
+    """Otherwise every test here would run on the ring twice."""
+    before = bench.sam.psam.asked if isinstance(bench.sam, Divided) else -1
+    bench.run(authentication.mutual_cryptograms(card, INTERNAL, EXTERNAL))
+    if isinstance(bench.sam, Divided):
+        assert bench.sam.psam.asked == before + 2
+    else:
+        assert bench.sam is bench.ring

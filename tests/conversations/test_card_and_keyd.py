@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import msgspec
 import pytest
+import trio
 
 from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
@@ -42,6 +43,7 @@ from keyd.protocol.messages.library import (
     WriteCard,
 )
 from keyd.registry.synthetic import synthetic_terminal
+from keyd.routing import Routing
 from keyd.simulator import (
     Asking,
     CardMakingMachine,
@@ -54,6 +56,7 @@ from keyd.simulator import (
 )
 from keyd.telemetry import Events, Meter
 from keyd.terminals import KnownTerminal, Session, Terminals
+from tests.psam.sams import ROUTES, OnePool, PsamSam
 
 Ask = Callable[[Request[Any]], Any]
 
@@ -63,9 +66,12 @@ kinds = pytest.mark.parametrize(("generation", "algorithm"), KINDS)
 regions = pytest.mark.parametrize("region", ["510100", "330102", "639900"])
 
 
-@pytest.fixture(scope="module")
-def ask() -> Ask:
-    """Ask a keyd with synthetic keys, as an authenticated terminal, through both ends of the protocol."""
+@pytest.fixture(scope="module", params=["ring", "pool"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Ask a keyd with synthetic keys, as an authenticated terminal, through both ends of the protocol.
+
+    The keys are all in its ring, or whatever PSAMs do is done by one.
+    """
     profiles = load_profiles()
     both = (CardAlgorithm.DES, CardAlgorithm.SM4)
     ring = KeyRing(synthetic(newest(profiles).key_places(both)))
@@ -81,6 +87,10 @@ def ask() -> Ask:
         now=time.time,
         random_bytes=secrets.token_bytes,
     )
+    has_pool = request.param == "pool"
+    if has_pool:
+        services.routing = Routing.of(ROUTES, profiles)
+        services.pool = OnePool(PsamSam(ring, newest(profiles).keys))
     dispatch = Dispatch(services, Meter(), Events(time.monotonic))
     session = Session(1)
     session.enter(KnownTerminal(synthetic_terminal("DEV-0001")))
@@ -92,7 +102,10 @@ def ask() -> Ask:
         server.receive_data_untrusted(data)
         (asked,) = server.next_asks_untrusted(10)
         (answered,) = dispatch.run([(session, asked)]).answers
-        assert not isinstance(answered, Slow)
+        if isinstance(answered, Slow):
+            assert has_pool
+            (answered,) = trio.run(dispatch.run_slow, answered).answers
+        assert isinstance(answered, bytes)
         (answer,) = client.receive_data_untrusted(answered)
         if answer.refusal is not None:
             raise answer.refusal

@@ -30,7 +30,9 @@ HEAD: Final = JournalHead("keyd1", 3, 1234, bytes(range(32)), NOON * 10**9)
 
 
 def backup_of(world: World) -> bytes:
-    return make_backup(contents_of(world.vault), world.store.load(), HEAD, NOON, "LOCAL/e")
+    return make_backup(
+        contents_of(world.vault), world.store.load(with_counters=True), HEAD, NOON, "LOCAL/e"
+    )
 
 
 def test_what_it_says_needs_no_share(world: World) -> None:
@@ -151,7 +153,7 @@ def test_nothing_is_signed_that_does_not_open(world: World) -> None:
         connection.execute(text("UPDATE key_rows SET sealed = zeroblob(32)"))
         connection.commit()
     with pytest.raises(StoreNotOurs):
-        make_backup(contents, world.store.load(), HEAD, NOON, "LOCAL/e")
+        make_backup(contents, world.store.load(with_counters=True), HEAD, NOON, "LOCAL/e")
 
 
 def test_under_load_it_is_one_moment(either_world: World) -> None:

@@ -20,9 +20,19 @@ from keyd.custody.proposals import Proposal
 from keyd.errors import DomainCrossed, ProposalNotFound, Refusal
 from keyd.keys.block import Domain, Export, Use
 from keyd.keys.hierarchy import TERMINAL_LEVELS, TERMINAL_MASTER_ADDRESS
+from keyd.registry.psam import PsamAct
 from keyd.registry.terminal import Proof, TerminalSpec
 from keyd.store.rows import Kind
-from tests.custody.world import ADDRESS, World, contents_of, envelope, kcv_of, private_key, spec
+from tests.custody.world import (
+    ADDRESS,
+    World,
+    contents_of,
+    envelope,
+    kcv_of,
+    private_key,
+    psam_spec,
+    spec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,7 +119,7 @@ NAME_NO_KEY: Final = {
     "retire-officer",
     "rekey",
 }
-# Those about terminals: LOCAL's alone, whatever they name.
+# Those about terminals and PSAMs: LOCAL's alone, whatever they name.
 OF_LOCAL: Final[dict[str, act.Action]] = {
     "enrol-terminals": act.EnrolTerminals(
         (TerminalSpec("T-2", "org", "510100", ("counter",), (Proof.SIGNATURE,)),)
@@ -118,6 +128,8 @@ OF_LOCAL: Final[dict[str, act.Action]] = {
     "give-enrolment-codes": act.GiveEnrolmentCodes(("T-1",), "c"),
     "give-terminal-keys": act.GiveTerminalKeys(("T-1",), "c"),
     "make-authority": act.MakeAuthority("guomi", "CA", 10),
+    "issue-psams": act.IssuePsams((psam_spec(2),)),
+    "change-psams": act.ChangePsams((psam_spec(1).number.hex(),), PsamAct.ASSIGN, "T-1"),
 }
 TAGS: Final = {kind.__struct_config__.tag for kind in get_args(act.Action)}
 NAME_A_TRANSPORT_KEY: Final = ("import-wrapped", "export", "export-child")
@@ -196,11 +208,12 @@ def test_only_local_decides_on_the_seal(furnished: Furnished, mine: Domain) -> N
 
 
 @pytest.mark.parametrize("name", OF_LOCAL)
-def test_only_local_decides_about_terminals(furnished: Furnished, name: str) -> None:
+def test_only_local_decides_about_terminals_and_psams(furnished: Furnished, name: str) -> None:
     world = furnished.world
     if "T-1" not in contents_of(world.vault).terminals:
         known = TerminalSpec("T-1", "org", "510100", ("counter",), (Proof.KEY_BY_CODE,))
         world.decide(Domain.LOCAL, act.EnrolTerminals((known,)))
+        world.decide(Domain.LOCAL, act.IssuePsams((psam_spec(1),)))
         world.make_key(
             Domain.LOCAL,
             name="TMK",
@@ -282,6 +295,7 @@ def test_a_row_is_no_row_of_another_kind_and_none_of_another_id(
     world.make_key()
     world.decide(Domain.LOCAL, OF_LOCAL["enrol-terminals"])
     world.decide(Domain.LOCAL, OF_LOCAL["make-authority"])
+    world.decide(Domain.LOCAL, OF_LOCAL["issue-psams"])
     new_id = "id" if source != target else "X'00112233445566778899AABBCCDDEEFF'"
     altered(
         world,

@@ -34,6 +34,7 @@ from tests.custody.world import (
     World,
     contents_of,
     private_key,
+    psam_spec,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def furnish(world: World) -> None:
     world.decide(Domain.SOCIAL, act.RetireOfficer("d"))
     world.decide(LOCAL, act.EnrolTerminals((TERMINAL,), activate=True))
     world.decide(LOCAL, act.MakeAuthority("guomi", "CA", 10))
+    world.decide(LOCAL, act.IssuePsams((psam_spec(),)))
 
 
 def everything(vault: Vault) -> dict[str, Any]:
@@ -76,6 +78,13 @@ def everything(vault: Vault) -> dict[str, Any]:
         "terminals": {
             code: [getattr(t, f) for f in t.__struct_fields__ if f != "revision"]
             for code, t in held.terminals.items()
+        },
+        "psams": {
+            number: (
+                [getattr(kept, f) for f in kept.__struct_fields__ if f != "revision"],
+                held.psam_keys[number].encrypt(bytes(16)),
+            )
+            for number, kept in held.psams.items()
         },
         "authorities": {
             kind: (authority.unwrapped(), authority.body.certificate)

@@ -24,7 +24,7 @@ from keyd.errors import Refusal, StoreUnavailable
 from keyd.keys.block import Domain, Export, Use
 from keyd.registry.terminal import Proof, TerminalSpec
 from keyd.store.rows import Kind, Put
-from tests.custody.world import World, contents_of, person, spec
+from tests.custody.world import World, contents_of, person, psam_spec, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +47,7 @@ ROWS: Final = (
     "result",
     "terminal",
     "authority",
+    "psam",
 )
 
 TERMINAL: Final = TerminalSpec(
@@ -67,6 +68,7 @@ class Opened:
         opened = world.propose(SOCIAL, act.Deactivate(key))
         world.decide(LOCAL, act.EnrolTerminals((TERMINAL,), activate=True))
         world.decide(LOCAL, act.MakeAuthority("guomi", "省级 CA", 10))
+        world.decide(LOCAL, act.IssuePsams((psam_spec(),)))
         self.vault = world.vault
         self.database = sqlite3.connect(world.path, isolation_level=None)
         self.rows: dict[str, tuple[str, bytes]] = {
@@ -80,6 +82,7 @@ class Opened:
             "result": ("proposal_rows", exported.proposal_id),
             "terminal": ("terminal_rows", TERMINAL.code.encode()),
             "authority": ("authority_rows", self.only_id("authority_rows")),
+            "psam": ("psam_rows", psam_spec().number),
         }
 
     def only_id(self, table: str) -> bytes:
@@ -234,7 +237,7 @@ def test_another_stores_rows_are_refused(world: World) -> None:
 # --- what is found, and by whom
 
 
-@pytest.mark.parametrize("row", ["key", "officer", "terminal", "authority"])
+@pytest.mark.parametrize("row", ["key", "officer", "terminal", "authority", "psam"])
 def test_a_keyd_that_runs_notices_what_is_gone(world: World, row: str) -> None:
     made = Opened(world)
     table, row_id = made.rows[row]
@@ -249,7 +252,7 @@ def test_a_keyd_that_runs_notices_what_is_gone(world: World, row: str) -> None:
 
 def _number(contents: Contents) -> int:
     parties = len(contents.officers) + len(contents.terminals)
-    return parties + len(contents.keys) + len(contents.authorities)
+    return parties + len(contents.keys) + len(contents.authorities) + len(contents.psams)
 
 
 def test_a_keyd_that_runs_notices_an_old_row_that_was_put_back(world: World) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from keyd.crypto.algorithms import Algorithm
+from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.crypto.native import _core
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import decode_share, share_commitment
@@ -26,6 +26,7 @@ from keyd.custody.rekeying import KIND_SHARE
 from keyd.custody.vault import Vault
 from keyd.errors import ChangedMeanwhile, StoreUnavailable
 from keyd.keys.block import Domain, KeyHeader, Tier, Use
+from keyd.registry.psam import PsamSpec
 from keyd.store.database import OutcomeUnknown, Store
 
 if TYPE_CHECKING:
@@ -293,6 +294,18 @@ def spec(domain: Domain = Domain.SOCIAL, **fields: Any) -> act.KeySpec:
         "levels": 0 if is_transport else 3,
     }
     return act.KeySpec(**(values | fields))
+
+
+def psam_spec(count: int = 428, **fields: Any) -> PsamSpec:
+    """A PSAM that keyd is to play, which may use the cards' internal and external keys."""
+    values: dict[str, Any] = {
+        "number": bytes.fromhex(f"5101{count:08}"),
+        "serial": bytes.fromhex(f"51010020{count:012}"),
+        "profile": "social-security",
+        "environment": CardAlgorithm.SM4,
+        "keys": ("IRK", "RK*"),
+    }
+    return PsamSpec(**(values | fields))
 
 
 def kcv_of(material: bytes, algorithm: Algorithm = Algorithm.SM4) -> bytes:

@@ -18,6 +18,7 @@ from keyd.lending.member import MemberKind
 from keyd.lending.rack_server import serve_rack
 from keyd.lending.racks import RackSource
 from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, begun, failing
+from tests.lending.members import PROFILE
 from tests.psam.bench import make_applet
 from tests.psam.commands import apdu
 
@@ -46,6 +47,7 @@ async def members_at(*ports: int, seconds: float = SECONDS) -> AsyncIterator[Poo
     pool = Pool()
     source = RackSource(
         [("127.0.0.1", port) for port in ports],
+        PROFILE,
         command_seconds=seconds,
         longest_wait_seconds=0.5,
     )

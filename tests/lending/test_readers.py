@@ -21,6 +21,7 @@ from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.rack_server import play
 from keyd.lending.readers import MAX_STUCK, ReaderMember, ReaderSource
 from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, begun, failing
+from tests.lending.members import PROFILE
 from tests.pcscd import Pcscd, needs_pcscd, socket_of_this_process
 from tests.psam.bench import make_applet
 from tests.psam.commands import apdu
@@ -88,7 +89,7 @@ async def readers(
     pcscd: Pcscd, *patterns: str, seconds: float = SECONDS
 ) -> AsyncIterator[tuple[Pool, list[Slot]]]:
     pool = Pool()
-    source = ReaderSource(patterns or ["Virtual *"], command_seconds=seconds)
+    source = ReaderSource(patterns or ["Virtual *"], PROFILE, command_seconds=seconds)
     with trio.fail_after(2 * SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(source.run, pool.joined, pool.parted)
@@ -338,7 +339,7 @@ async def test_a_command_in_flight_fails_when_its_source_ends(pcscd: Pcscd) -> N
     pcscd.start()
     slow, pool = Slow(), Pool()
     async with readers(pcscd, "none") as (_, (slot, _other)), trio.open_nursery() as nursery:
-        source = ReaderSource(["*"], command_seconds=10 * SECONDS)
+        source = ReaderSource(["*"], PROFILE, command_seconds=10 * SECONDS)
         nursery.start_soon(source.run, pool.joined, pool.parted)
         await slot.put(slow)
         (member,) = await pool.until(1)
@@ -376,7 +377,7 @@ async def test_no_more_than_two_threads_are_stuck_in_a_reader(pcscd: Pcscd) -> N
 
 
 def test_a_chip_that_was_exchanged_between_two_looks_is_another_member() -> None:
-    source, pool = ReaderSource(["*"]), Pool()
+    source, pool = ReaderSource(["*"], PROFILE), Pool()
     for seen in ({"A": 1}, {"A": 1, "B": 1}, {"A": 3, "B": 1}, {"A": 3}):
         source._take(seen, pool.joined, pool.parted)
     assert pool.told == ["joined", "joined", "parted", "joined", "parted"]
@@ -413,7 +414,7 @@ def test_without_pyscard_it_says_what_to_install() -> None:
         "import sys; sys.modules['smartcard'] = None\n"
         "from keyd.lending.pcsc import PcscUnavailable\n"
         "from keyd.lending.readers import ReaderSource\n"
-        "try: ReaderSource(['*'])\n"
+        "try: ReaderSource(['*'], None)\n"
         "except PcscUnavailable as error: print(error)\n"
     )
     done = subprocess.run(

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import secrets
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keyd.cards.profile import newest
 from keyd.cards.profile_files import load_profiles
-from keyd.errors import BadParameter, Refusal
+from keyd.errors import BadParameter, PoolExhausted, Refusal
 from keyd.handlers import HANDLERS, Services
 from keyd.keys.ring import KeyRing
 from keyd.keys.sam import CryptogramTask, MacTask, TacTask
 from keyd.needs import _SHAPES, GOVERNED, Needs, catalogue
 from keyd.policy import NO_KEY
-from keyd.protocol.commands import TABLE, Command
-from keyd.terminals import Session, Terminals
+from keyd.protocol.commands import BY_REQUEST, TABLE, Command, Cost
+from keyd.psam.level_index import place_of_key
+from keyd.registry.synthetic import synthetic_terminal
+from keyd.terminals import KnownTerminal, Session, Terminals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from keyd.handlers.desk import MemberReport, OpenPsam, Wanted
     from keyd.keys.sam import SamTask, Steps
-    from keyd.protocol.fields import Request
+    from keyd.protocol.fields import Request, Response
+    from keyd.psam.level_index import Place
 
 PROFILES: Final = load_profiles()
+KEYS: Final = newest(PROFILES).keys
 NEEDS: Final = Needs(PROFILES)
 
 CARD_ID: Final = bytes.fromhex("510100D15600000530000BEE00000000")
@@ -89,9 +98,36 @@ ASKS: Final[dict[str, list[list[Any]]]] = {
     ],
 }
 
+STEP_OF_SCRIPT: Final = [b"\x00\x84\0\0", b"", [], 8, [0x9000]]
+TERMS: Final = [*(bytes(4), b"\0\5", 0, 10_000, 100, 1, bytes.fromhex("20240102030405"), 1, 3)]
+ASKS.update(
+    {
+        "psam.open": [[[0x0170]], [[0x004C, 0x0094, 0x017F], 1, "510100000001", "5101"]],
+        "psam.run_once": [[[0x0170], [STEP_OF_SCRIPT]], [[0x0174], [STEP_OF_SCRIPT], [], 1]],
+        "psam.transmit": [[1, bytes(5)]],
+        "psam.transmit_many": [[1, [bytes(5)]]],
+        "psam.run": [[1, [STEP_OF_SCRIPT]]],
+        "psam.close": [[1]],
+        "psam.make_purchase": [[1, CARD, TERMS]],
+        "psam.confirm_purchase": [[1, bytes(4)]],
+        "psam.internal_authenticate": [[CARD, EIGHT, EIGHT], [CARD, EIGHT, EIGHT, 0x0172]],
+        "psam.external_authenticate": [[CARD, 0x0090, EIGHT, EIGHT], [CARD, 0x0094, EIGHT, EIGHT]],
+        "psam.list": [[]],
+    }
+)
+
 GOVERNED_ROWS: Final = [row for row in TABLE.values() if row.role in GOVERNED]
+# What is said to an open PSAM: its keys are those that it was opened for.
+TO_AN_OPEN_PSAM: Final = {
+    *("psam.transmit", "psam.transmit_many", "psam.run", "psam.close"),
+    *("psam.make_purchase", "psam.confirm_purchase"),
+}
 # These compute nothing with a card's key, and their handlers want the whole daemon.
-WITHOUT_KEY: Final = {"daemon.status", "daemon.selftest", "daemon.random"}
+WITHOUT_KEY: Final = TO_AN_OPEN_PSAM | {
+    *("daemon.status", "daemon.selftest", "daemon.random", "psam.list"),
+}
+# Which keys the pool is asked for; what then is computed with them is in APDUs.
+OPENINGS: Final = {"psam.open", "psam.run_once"}
 
 every_row = pytest.mark.parametrize("row", GOVERNED_ROWS, ids=lambda row: row.method)
 
@@ -109,6 +145,41 @@ SERVICES: Final = Services(
 )
 
 
+class NotingDesk:
+    """A desk that takes note of what it is asked for. All it computes is zero, and it lends nothing."""
+
+    def __init__(self) -> None:
+        self.tasks: list[SamTask] = []
+        self.places: list[Place] = []
+
+    async def open(self, _terminal: str, wanted: Wanted) -> OpenPsam:
+        self.places += wanted.places
+        raise PoolExhausted
+
+    async def compute(self, tasks: Sequence[SamTask], _terminal: str) -> list[bytes | Refusal]:
+        self.tasks += tasks
+        return [bytes(result_length(task)) for task in tasks]
+
+    def members(self) -> Sequence[MemberReport]:
+        return ()
+
+
+def asked_of_the_desk(request: Request[Any]) -> NotingDesk:
+    """Let a slow handler ask for what it needs.
+
+    Raises:
+        Refusal: the handler refuses before it has asked for anything.
+    """
+    desk = NotingDesk()
+    session = Session(1)
+    session.enter(KnownTerminal(synthetic_terminal("T-1")))
+    services = dataclasses.replace(SERVICES, psams=desk, random_bytes=secrets.token_bytes)
+    handler = cast("Callable[..., Awaitable[Response]]", HANDLERS[type(request)])
+    with contextlib.suppress(PoolExhausted):
+        trio.run(handler, request, session, services)
+    return desk
+
+
 def request_of(row: Command, params: list[Any]) -> Request[Any]:
     params = [msgspec.to_builtins(value, builtin_types=(bytes,)) for value in params]
     request: Request[Any] = msgspec.convert(params, row.request, builtin_types=(bytes,))
@@ -121,6 +192,8 @@ def tasks_of(request: Request[Any]) -> list[SamTask]:
     Raises:
         Refusal: the handler refuses before it has wanted anything.
     """
+    if BY_REQUEST[type(request)].cost is Cost.SLOW:
+        return asked_of_the_desk(request).tasks
     steps = cast("Steps[Any]", HANDLERS[type(request)](request, Session(1), SERVICES))
     seen: list[SamTask] = []
     try:
@@ -153,6 +226,14 @@ def assert_needs_what_is_computed(request: Request[Any]) -> None:
     assert {task.key.diversifier for task in tasks} == {NEEDS.card_name(need)}
 
 
+def assert_needs_what_is_opened(request: Any) -> None:
+    need = NEEDS.of(request)
+    places = {place_of_key(KEYS[address], request.algorithm) for address in need.addresses}
+    assert set(asked_of_the_desk(request).places) == places
+    assert need.algorithm == request.algorithm
+    assert need.region == ("" if request.region == "any" else request.region)
+
+
 def test_every_command_that_needs_a_right_has_a_resolver_and_no_other_has() -> None:
     # A new command without one is red here; add it to keyd/needs.py and to ASKS.
     assert set(_SHAPES) == {row.request for row in GOVERNED_ROWS}
@@ -166,7 +247,10 @@ def test_a_request_needs_the_keys_that_are_computed_with(row: Command) -> None:
         if row.method in WITHOUT_KEY:
             need = NEEDS.of(request)
             assert (need.addresses, need.algorithm, need.region) == ((NO_KEY,), 0, "")
-            assert NEEDS.card_name(need) is None
+            card = getattr(request, "card", None)
+            assert NEEDS.card_name(need) == (None if card is None else HISTORICAL[-8:])
+        elif row.method in OPENINGS:
+            assert_needs_what_is_opened(request)
         else:
             assert_needs_what_is_computed(request)
 
@@ -177,6 +261,14 @@ def test_a_shape_says_which_keys_the_service_takes(row: Command) -> None:
     known = catalogue(PROFILES)
     if row.method in WITHOUT_KEY:
         assert not known.methods[row.method].has_key
+        return
+    if row.method in OPENINGS:
+        # A rule may still name the key with all its sets; PSAMs have the first.
+        expected = {address for address in known.keys if known.can_use(row.method, address)}
+        assert opened_for_each(row) == {a for a in expected if KEYS[a].set == 1}
+        assert {known.name_of(a) for a in known.keys} - {known.name_of(a) for a in expected} == (
+            {"STKSSSE", "DLK", "DTK", "DSK"}
+        )
         return
     accepted = set()
     for address in known.keys:
@@ -193,6 +285,17 @@ def test_a_shape_says_which_keys_the_service_takes(row: Command) -> None:
         assert accepted <= expected
     else:
         assert accepted == expected
+
+
+def opened_for_each(row: Command) -> set[int]:
+    accepted = set()
+    for address in KEYS:
+        first, *rest = ASKS[row.method][0]
+        del first
+        with contextlib.suppress(Refusal):
+            asked_of_the_desk(request_of(row, [[address], *rest]))
+            accepted.add(address)
+    return accepted
 
 
 def with_address(row: Command, address: int) -> list[list[Any]]:

@@ -80,14 +80,14 @@ def test_what_was_kept_is_there_again(file: Path, memory: FileMemory) -> None:
         counters = Counters(again, 10)
         assert counters.wrong("MAC2") == 1
         assert counters.take_number() == 11
-        counters.forget_wrong("MAC2")
+        counters.forget_wrong("MAC2", 15)
         assert again.load() == PsamRecord(number=21)
     finally:
         again.close()
 
 
 def test_the_file_is_its_owners_alone(file: Path, memory: FileMemory) -> None:
-    memory.keep(PsamRecord(number=7))
+    memory.change(lambda _: PsamRecord(number=7))
     assert {stat.S_IMODE(path.stat().st_mode) for path in file.parent.iterdir()} == {0o600}
 
 
@@ -191,3 +191,46 @@ except StoreUnavailable:
     memory = FileMemory(file)
     assert memory.load() == PsamRecord(number=6)
     memory.close()
+
+
+def test_two_that_have_one_record_give_no_number_twice_and_count_together() -> None:
+    memory = TransientMemory()
+    one, other = Counters(memory, 3), Counters(memory, 3)
+    given = [psam.take_number() for _ in range(10) for psam in (one, other)]
+    assert len(set(given)) == 20
+    assert one.count_wrong("MAC2") == 1
+    assert other.count_wrong("MAC2") == 2
+    assert one.count_wrong("MAC2") == 3
+    # Nobody has told the other yet; a right proof there begins anew all the same.
+    assert other.wrong("MAC2") == 2
+    other.forget_wrong("MAC2", 15)
+    assert memory.record.wrong == {}
+
+
+def test_what_is_locked_elsewhere_is_not_unlocked_here() -> None:
+    """One keyd has counted a few wrong proofs, another all that there may be: a right one at the first is too late."""
+    memory = TransientMemory()
+    one, other = Counters(memory, 1), Counters(memory, 1)
+    one.count_wrong("MAC2")
+    for _ in range(14):
+        other.count_wrong("MAC2")
+    one.forget_wrong("MAC2", 15)
+    assert one.wrong("MAC2") == memory.record.wrong["MAC2"] == 15
+
+
+def test_many_threads_share_one_psams_counters(memory: FileMemory) -> None:
+    counters = Counters(memory, 5)
+    given: list[int] = []
+
+    def buy() -> None:
+        # One list at a time: appending is atomic, and the test must see what each thread got.
+        given.extend([counters.take_number() for _ in range(60)])
+        counters.count_wrong("MAC2")
+
+    threads = [threading.Thread(target=buy) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == list(range(1, 481))
+    assert memory.load() == PsamRecord(number=481, wrong={"MAC2": 8})

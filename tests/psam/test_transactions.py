@@ -14,6 +14,8 @@ from tests.psam.commands import every_command, purchase
 from tests.psam.test_one_answer import both_ways
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keyd.psam import PsamMemory
 
 SELECT = bytes.fromhex("00A4040006D15600000590")
@@ -116,7 +118,7 @@ def test_the_last_number_is_the_end() -> None:
 class FullDisk(TransientMemory):
     """A memory that cannot keep anything any more."""
 
-    def keep(self, record: PsamRecord) -> None:  # noqa: ARG002 - the protocol's
+    def change(self, to: Callable[[PsamRecord], PsamRecord]) -> PsamRecord:  # noqa: ARG002 - the protocol's
         raise StoreUnavailable("no space")
 
 

@@ -27,8 +27,8 @@ LATER = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 def upgrade():
     op.create_table("terminals", sa.Column("id", sa.Integer, primary_key=True))
@@ -87,7 +87,7 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def make(last: str) -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(migrations.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / "r0002_later.py").write_text(LATER.format(last=last))
+        (folder / "versions" / "r0004_later.py").write_text(LATER.format(last=last))
         for function in (migrations.newest, migrations.known, migrations.upgrade):
             monkeypatch.setattr(function, "__defaults__", (folder,))
 

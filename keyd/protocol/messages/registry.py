@@ -1,4 +1,4 @@
-"""Messages of the registry: what officers ask about terminals, and what a machine asks to become one.
+"""Messages of the registry: what officers ask about terminals and issued PSAMs, and what a machine asks to become one.
 
 Officers' commands come signed, inside `officer.command`. A machine that has no certificate yet has a line of its own,
 on which `terminal.enrol` is all that there is.
@@ -29,6 +29,18 @@ StoppedState = Annotated[
         pattern=r"\A(suspended|lost|retired)\Z",
         extra=SHOW,
         description="suspended, lost or retired",
+    ),
+]
+PsamNumber = Annotated[
+    str,
+    Meta(pattern=r"\A[0-9]{12}\Z", extra=SHOW, description="终端机编号, 12 digits"),
+]
+PsamStateName = Annotated[
+    str,
+    Meta(
+        pattern=r"\A(any|issued|assigned|lost|returned|retired)\Z",
+        extra=SHOW,
+        description="any, issued, assigned, lost, returned or retired",
     ),
 ]
 Pem = Annotated[bytes, Meta(extra=HIDE, description="PEM")]
@@ -140,3 +152,59 @@ class RenewCertificate(Request[Enrolled], frozen=True):
     """
 
     request: CertificateRequest
+
+
+class IssuedPsam(Response, frozen=True):
+    """A PSAM that keyd plays."""
+
+    psam: Annotated[
+        bytes, Meta(extra=HIDE, description="MessagePack of the PSAM: docs/psam.md, Issuing")
+    ]
+
+
+class IssuedPsams(Response, frozen=True):
+    """PSAMs that keyd plays, a page of them, by number."""
+
+    psams: Annotated[tuple[IssuedPsam, ...], Meta(extra=HIDE, description="the PSAMs")]
+    total: Total
+
+
+class ListIssuedPsams(Request[IssuedPsams], frozen=True):
+    """List PSAMs that keyd plays whose number, serial number, profile, keys or terminal contains the words."""
+
+    offset: Offset = 0
+    search: Annotated[
+        str, Meta(max_length=64, extra=SHOW, description="words; empty: all of them")
+    ] = ""
+    state: PsamStateName = "any"
+
+
+class ShownPsam(Response, frozen=True):
+    """A PSAM that keyd plays, and what it remembers."""
+
+    psam: Annotated[
+        bytes, Meta(extra=HIDE, description="MessagePack of the PSAM: docs/psam.md, Issuing")
+    ]
+    next_number: Annotated[
+        int, Meta(extra=SHOW, description="no transaction number from this one on was given")
+    ]
+    wrong_mac2: Annotated[int, Meta(extra=SHOW, description="how many MAC2 in a row were wrong")]
+
+
+class ShowIssuedPsam(Request[ShownPsam], frozen=True):
+    """Show one PSAM that keyd plays. Refuses with PSAM_NOT_FOUND."""
+
+    number: PsamNumber
+
+
+class LosePsam(Request[IssuedPsam], frozen=True):
+    """Report a PSAM lost: no keyd of this store plays it any more; one officer is enough. To give it back takes two.
+
+    Refuses with PSAM_NOT_FOUND or PSAM_STATE.
+    """
+
+    number: PsamNumber
+    reason: Annotated[
+        str,
+        Meta(max_length=64, extra=SHOW, description="for who reads it later; printable, without |"),
+    ] = ""

@@ -1,0 +1,135 @@
+"""Virtual members: PSAMs that keyd plays itself, each for as many side by side as it has slots."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import trio
+
+from keyd.errors import Refusal
+from keyd.lending.member import MemberKind
+from keyd.psam.applet import Applet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from keyd.lending.member import Member
+    from keyd.psam.profile import PsamProfile
+    from keyd.psam.state import Psam
+
+# As many as a busy site has machines; a slot costs a kilobyte and no key.
+DEFAULT_SLOTS: Final = 256
+
+# Instructions that may keep a counter, and so wait for a disk: EXTERNAL AUTHENTICATE, INIT SAM FOR PURCHASE, CREDIT SAM
+# and CREATE or CHANGE KEY. All others are arithmetic in memory, a few microseconds.
+KEEPS_COUNTERS: Final = frozenset({0x82, 0x70, 0x72, 0xD4})
+
+# Until a PSAM whose counters could not be read is tried again.
+RETRY_SECONDS: Final = 5.0
+
+IssuedT = TypeVar("IssuedT")
+
+
+class VirtualMember:
+    """One PSAM that keyd plays. Slots share its keys and counters, and nothing else."""
+
+    def __init__(
+        self, name: str, psam: Psam, *, owner: str = "", slots: int = DEFAULT_SLOTS
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.slots = slots
+        self._psam = psam
+        self._applets: dict[int, Applet] = {}
+        # The counters are one PSAM's: two slots that buy at the same time take one number after the other.
+        self._counting = threading.Lock()
+
+    @property
+    def kind(self) -> MemberKind:
+        """See `Member.kind`."""
+        return MemberKind.VIRTUAL
+
+    @property
+    def profile(self) -> PsamProfile:
+        """See `Member.profile`."""
+        return self._psam.profile
+
+    async def reset(self, slot: int) -> bytes:
+        """See `Member.reset`."""
+        self._applets.pop(slot, None)
+        return self._psam.profile.atr
+
+    async def transmit(self, slot: int, command: bytes) -> bytes:
+        """See `Member.transmit`."""
+        applet = self._applets.get(slot)
+        if applet is None:
+            applet = self._applets[slot] = Applet(self._psam)
+        if len(command) > 1 and command[1] in KEEPS_COUNTERS:
+            return await trio.to_thread.run_sync(
+                self._transmit_counting, applet, command, abandon_on_cancel=True
+            )
+        # Many commands in a row must not keep the tick waiting.
+        await trio.lowlevel.checkpoint()
+        return applet.transmit(command)
+
+    def _transmit_counting(self, applet: Applet, command: bytes) -> bytes:
+        with self._counting:
+            return applet.transmit(command)
+
+
+class VirtualSource(Generic[IssuedT]):
+    """The PSAMs that keyd may play now. `show` says which those are, whenever that has changed."""
+
+    def __init__(
+        self,
+        play: Callable[[IssuedT], Psam],
+        owner_of: Callable[[IssuedT], str],
+        slots: int = DEFAULT_SLOTS,
+    ) -> None:
+        """Take what makes a PSAM of its record, which may wait for a disk and refuse, and who is its owner."""
+        self._play = play
+        self._owner_of = owner_of
+        self._slots = slots
+        self._issued: dict[str, IssuedT] = {}
+        self._there: dict[str, tuple[IssuedT, VirtualMember]] = {}
+        self._changed = trio.Event()
+
+    def show(self, issued: Mapping[str, IssuedT]) -> None:
+        """Take over which PSAMs there are, by 终端机编号. One whose record is another now begins anew."""
+        self._issued = dict(issued)
+        self._changed.set()
+
+    async def run(self, joined: Callable[[Member], None], parted: Callable[[Member], None]) -> None:
+        """See `Source.run`."""
+        while True:
+            self._changed = trio.Event()
+            wait = await self._follow(joined, parted)
+            with trio.move_on_after(wait):
+                await self._changed.wait()
+
+    async def _follow(
+        self, joined: Callable[[Member], None], parted: Callable[[Member], None]
+    ) -> float:
+        """Let come and go what has to; return when to try again what could not be played."""
+        for number, (record, member) in list(self._there.items()):
+            if self._issued.get(number) != record:
+                del self._there[number]
+                parted(member)
+        wait = math.inf
+        for number, record in self._issued.items():
+            if number in self._there:
+                continue
+            try:
+                psam = await trio.to_thread.run_sync(self._play, record)
+            except Refusal:
+                # Its counters could not be read. Without them no number is safe.
+                wait = RETRY_SECONDS
+                continue
+            member = VirtualMember(
+                f"virtual {number}", psam, owner=self._owner_of(record), slots=self._slots
+            )
+            self._there[number] = (record, member)
+            joined(member)
+        return wait
