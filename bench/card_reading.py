@@ -92,9 +92,7 @@ def exchanges() -> tuple[Exchange, Exchange, Exchange]:
     return (
         _answered("DELIVERY + CIPHER DATA", DELIVER_IRK, CIPHER),
         _answered("READ BINARY", READ_NUMBER),
-        _answered(
-            "card reading", SELECT_APPLICATION, DELIVER_IRK, CIPHER, DELIVER_RKSSSE, CIPHER
-        ),
+        _answered("card reading", SELECT_APPLICATION, DELIVER_IRK, CIPHER, DELIVER_RKSSSE, CIPHER),
     )
 
 
