@@ -6,7 +6,7 @@ Keys that were loaded by CREATE KEY, and the PSAM's own, are in a set of its own
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from keyd.errors import KeyNotFound
 from keyd.keys.hierarchy import Region
@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from keyd.cards.profile import ProfileKey
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.crypto.secret import SecretKey
-    from keyd.keys.ring import KeyRing
+    from keyd.keys.hierarchy import RootKey
 
 # The ring wants to know for which city and card; of a root that is lent it does not matter.
 _NOBODY: Final = Region("000000")
 
 
+class LendsRoots(Protocol):
+    """What is asked of the key ring."""
+
+    def lend(self, ref: CardKeyRef) -> RootKey:
+        """See `keyd.keys.ring.KeyRing.lend`."""
+
+
 class RingKeys:
     """A ring's roots, by what a PSAM calls them, behind the keys of one PSAM."""
 
-    def __init__(self, ring: KeyRing, places: Iterable[ProfileKey], own: PsamKeys) -> None:
+    def __init__(self, ring: LendsRoots, places: Iterable[ProfileKey], own: PsamKeys) -> None:
         self._ring = ring
         self._own = own
         self._places: Final = {

@@ -339,7 +339,7 @@ async def test_a_command_in_flight_fails_when_its_source_ends(pcscd: Pcscd) -> N
     pcscd.start()
     slow, pool = Slow(), Pool()
     async with readers(pcscd, "none") as (_, (slot, _other)), trio.open_nursery() as nursery:
-        source = ReaderSource(["*"], command_seconds=10 * SECONDS)
+        source = ReaderSource(["*"], PROFILE, command_seconds=10 * SECONDS)
         nursery.start_soon(source.run, pool.joined, pool.parted)
         await slot.put(slow)
         (member,) = await pool.until(1)
@@ -377,7 +377,7 @@ async def test_no_more_than_two_threads_are_stuck_in_a_reader(pcscd: Pcscd) -> N
 
 
 def test_a_chip_that_was_exchanged_between_two_looks_is_another_member() -> None:
-    source, pool = ReaderSource(["*"]), Pool()
+    source, pool = ReaderSource(["*"], PROFILE), Pool()
     for seen in ({"A": 1}, {"A": 1, "B": 1}, {"A": 3, "B": 1}, {"A": 3}):
         source._take(seen, pool.joined, pool.parted)
     assert pool.told == ["joined", "joined", "parted", "joined", "parted"]
