@@ -7,6 +7,7 @@ told, and nobody gets it before it was reset and read anew. What somebody left i
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -104,8 +105,9 @@ class Lender:
         self._open: OrderedDict[Lent, float] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self._woken = trio.Event()
-        # Until when `run` sleeps unless it is woken.
-        self._sleeps_until = 0.0
+        # Until when `run` sleeps. It may find that what it was to wake for is over already, which is cheaper than to
+        # wake it for each of them.
+        self._sleeps_until = -math.inf
 
     # For those who want a PSAM ----------------------------------------------------------------------------
 
@@ -292,7 +294,8 @@ class Lender:
                     self._nursery.start_soon(source.run, self._joined, self._parted)
                 while True:
                     self._woken = trio.Event()
-                    self._sleeps_until = self._decide()
+                    if self._sleeps_until <= trio.current_time():
+                        self._sleeps_until = self._decide()
                     with trio.move_on_at(self._sleeps_until):
                         await self._woken.wait()
         finally:
@@ -413,8 +416,9 @@ class Lender:
 
     def _settle(self) -> None:
         """Have the pool decide, and see to it that this happens again in time."""
-        # Most turns end long before their time: whoever sleeps until an earlier moment need not know of them.
-        if self._decide() < self._sleeps_until:
+        until = self._decide()
+        if until < self._sleeps_until:
+            self._sleeps_until = until
             self._woken.set()
 
     def _decide(self) -> float:
