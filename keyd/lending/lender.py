@@ -7,6 +7,7 @@ told, and nobody gets it before it was reset and read anew. What somebody left i
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -106,8 +107,9 @@ class Lender:
         self._open: OrderedDict[Lent, float] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self._woken = trio.Event()
-        # Until when nothing happens by itself.
-        self._quiet_until = 0.0
+        # Until when `run` sleeps. It may find that what it was to wake for is over already, which is cheaper than to
+        # wake it for each of them.
+        self._sleeps_until = -math.inf
 
     # For those who want a PSAM ----------------------------------------------------------------------------
 
@@ -208,7 +210,8 @@ class Lender:
         waiter = self._waiters[ticket] = _Waiter()
         self._settle()
         try:
-            await waiter.event.wait()
+            if waiter.turn is None:
+                await waiter.event.wait()
         except trio.Cancelled:
             self._pool.withdraw(ticket)
             turn = waiter.turn
@@ -306,8 +309,9 @@ class Lender:
                     self._nursery.start_soon(source.run, self._joined, self._parted)
                 while True:
                     self._woken = trio.Event()
-                    self._settle()
-                    with trio.move_on_at(self._quiet_until):
+                    if self._sleeps_until <= trio.current_time():
+                        self._sleeps_until = self._decide()
+                    with trio.move_on_at(self._sleeps_until):
                         await self._woken.wait()
         finally:
             self._nursery = None
@@ -426,7 +430,14 @@ class Lender:
     # Time -------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Have the pool decide, tell whom it concerns, and see to it that this happens again in time."""
+        """Have the pool decide, and see to it that this happens again in time."""
+        until = self._decide()
+        if until < self._sleeps_until:
+            self._sleeps_until = until
+            self._woken.set()
+
+    def _decide(self) -> float:
+        """Have the pool decide, and tell whom it concerns; return when something happens by itself."""
         now = trio.current_time()
         for event in self._pool.settle(now):
             if isinstance(event, Granted):
@@ -440,10 +451,7 @@ class Lender:
         for name in self._pool.due_probes(now):
             self._start(self._read, self._members[name])
         self._close_unused(now)
-        until = min([self._pool.next_moment(), *self._next_unused()])
-        if until < self._quiet_until:
-            self._woken.set()
-        self._quiet_until = until
+        return min([self._pool.next_moment(), *self._next_unused()])
 
     def _close_unused(self, now: float) -> None:
         while self._open:

@@ -23,6 +23,7 @@ from keyd.lending.answers import (
     maybe_command,
 )
 from keyd.lending.member import MemberFailed, MemberKind
+from keyd.lending.promptly import receive_promptly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -239,7 +240,7 @@ class _Line:
         messages = Messages(longest=MAX_ANSWER_BYTES)
         try:
             with self._scope:
-                while data := await self._stream.receive_some(CHUNK_BYTES):
+                while data := await receive_promptly(self._stream, CHUNK_BYTES):
                     self._take_untrusted(messages, data)
                 self._lost.set()
                 self.close("the rack ended the line")
