@@ -81,12 +81,11 @@ class Frame(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What came of it: readings or services done, seconds, the CPU seconds of keyd's process, exchanges for each."""
+    """What came of it: readings or services done, seconds, and the CPU seconds of keyd's process."""
 
     done: int
     elapsed: float
     server_cpu: float
-    exchanges: int
 
 
 class _Line:
@@ -149,12 +148,13 @@ def measure(server: Server, how: str, count: int, seconds: float) -> Load:
         last = began
         for line in lines.values():
             line.send()
-        while last < began + seconds or not done:
+        # To the end of what was begun last: on a slow line a part of it would count.
+        while last < began + seconds:
             for number, _mask in poll.poll(_IO_SECONDS):
-                done += lines[number].receive()
-            last = time.monotonic()
+                if lines[number].receive():
+                    done, last = done + 1, time.monotonic()
         used = max(cpu_seconds(server.pid) - before, LEAST_CPU_SECONDS)
-        return Load(done, last - began, used, len(line.frames))
+        return Load(done, last - began, used)
 
 
 def _frames(line: _Line, how: str) -> list[Frame]:
