@@ -104,6 +104,7 @@ def measure(findings: Findings, seconds: float, repetitions: int) -> None:
         keyd = stack.enter_context(
             servers.run_python_server("keyd", servers.KEYD, scratch, cpus, authenticates=True)
         )
+        psam_wire.wait_for_pool(keyd)
         started = functools.partial(
             servers.run_python_server, scratch=scratch, cpus=cpus, authenticates=False
         )

@@ -11,6 +11,8 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 from bench.card_reading import (
     CHALLENGE,
     IRK,
@@ -32,7 +34,9 @@ from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import InternalCryptogram
 from keyd.protocol.messages.psam import (
     AskOpen,
+    ListMembers,
     PsamInternalAuthenticate,
+    PsamMember,
     RunOnce,
     RunScript,
     ScriptResult,
@@ -134,6 +138,20 @@ class _Line:
         if not data:
             raise BenchError("keyd hung up")
         return data
+
+
+def wait_for_pool(server: Server) -> None:
+    """Wait until every PSAM of keyd's pool was read and serves."""
+    deadline = time.monotonic() + _IO_SECONDS
+    with connections(server, 1) as (sock,):
+        line = _Line(sock)
+        while time.monotonic() < deadline:
+            _frame, (members,) = line.ask(ListMembers())
+            states = [msgspec.convert(member, PsamMember).state for member in members]
+            if states and all(state == "ready" for state in states):
+                return
+            time.sleep(0.05)
+    raise BenchError("keyd's PSAMs did not become ready")
 
 
 def measure(server: Server, how: str, count: int, seconds: float) -> Load:
