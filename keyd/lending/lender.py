@@ -29,7 +29,7 @@ from keyd.lending.member import MemberFailed
 from keyd.lending.open import Lent
 from keyd.psam.card_tasks import dialogue_of, place_of_task, require_possible
 from keyd.psam.level_index import identify_and_probe
-from keyd.psam.pool import Expired, Granted, MemberState
+from keyd.psam.pool import Expired, Found, Granted, MemberState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from keyd.keys.sam import SamTask
     from keyd.lending.member import Member, Source
     from keyd.psam.level_index import MemberFacts, Place
-    from keyd.psam.pool import Lost, Pool, Ticket, Turn
+    from keyd.psam.pool import Lost, Pool, Session, Ticket, Turn
     from keyd.psam.profile import PsamProfile
 
 # All of 155 addresses in two environments at up to three levels, a tenth of a second each, with some to spare.
@@ -100,6 +100,8 @@ class Lender:
         self._members: dict[str, Member] = {}
         self._facts: dict[str, MemberFacts] = {}
         self._waiters: dict[Ticket, _Waiter] = {}
+        # What open PSAMs wait for.
+        self._asked: dict[Session, Ticket] = {}
         self._flights: dict[Turn, _Flight] = {}
         # By when each was used last, the longest ago first.
         self._open: OrderedDict[Lent, float] = OrderedDict()
@@ -195,7 +197,13 @@ class Lender:
             PsamGone: it is not open any more.
             PoolExhausted: too many wait, or its turn did not come in time.
         """
-        return await self.turn_of(self._pool.ask(lent.session, trio.current_time()))
+        ticket = self._asked[lent.session] = self._pool.ask(lent.session, trio.current_time())
+        # Who waits wants it still.
+        self.used(lent)
+        try:
+            return await self.turn_of(ticket)
+        finally:
+            del self._asked[lent.session]
 
     async def turn_of(self, ticket: Ticket) -> Turn:
         """Wait until a ticket becomes a turn. Cancelled, there is neither."""
@@ -206,8 +214,11 @@ class Lender:
                 await waiter.event.wait()
         except trio.Cancelled:
             self._pool.withdraw(ticket)
-            if waiter.turn is not None:
-                self.give_back(waiter.turn, is_clean=True)
+            turn = waiter.turn
+            if turn is not None:
+                # Nobody has brought the chip to where the session was: it must not pass for what the session left.
+                is_clean = turn.session is None or turn.found is Found.OWN
+                self.give_back(turn, is_clean=is_clean)
             raise
         finally:
             del self._waiters[ticket]
@@ -281,6 +292,10 @@ class Lender:
     def _end(self, lent: Lent) -> None:
         self._open.pop(lent, None)
         turn = self._pool.detach(lent.session)
+        ticket = self._asked.get(lent.session)
+        if ticket is not None:
+            # Whoever waits for it waits for nothing any more.
+            self._refuse(ticket, PsamGone(GONE))
         if turn is not None:
             self._clean_soon(turn)
 

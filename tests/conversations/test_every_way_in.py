@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -202,29 +202,49 @@ def pcscd(tmp_path: Path) -> Iterator[Pcscd]:
     made.kill()
 
 
-@pytest.fixture
-def reader(pcscd: Pcscd, tmp_path: Path) -> Iterator[str]:
-    """The name of the reader in which `keyd vpcd` puts the PSAM."""
+@contextmanager
+def keyd_with(*arguments: str) -> Iterator[None]:
+    """A `keyd` that runs as long as this lasts."""
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-P", "-c", "from keyd.cli import main; main()", "vpcd", "--dev"),
-            *("--connect", f"127.0.0.1:{pcscd.port}", "--state", str(tmp_path / "state"), "psam"),
-        ],
+        [sys.executable, "-P", "-c", "from keyd.cli import main; main()", *arguments],
         cwd=REPOSITORY,
         stderr=subprocess.DEVNULL,
     )
-    yield "Virtual PCD 00 00"
-    process.kill()
-    process.wait()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def by_reader() -> Transcript:
+    """Have the conversation with the PSAM in the first slot of the reader."""
+    pytest.importorskip("smartcard", reason="install pyscard: pip install 'keyd[pcsc]'")
+    transcript: Transcript = []
+    async with lent_from(ReaderSource(["Virtual PCD 00 00"], PROFILE)) as send:
+        assert await converse_slowly(recorded(transcript, conversation()), send) == 97_500
+    return transcript
 
 
 @needs_pcscd
-async def test_in_a_reader(expected: Transcript, reader: str) -> None:
-    pytest.importorskip("smartcard", reason="install pyscard: pip install 'keyd[pcsc]'")
-    transcript: Transcript = []
-    async with lent_from(ReaderSource([reader], PROFILE)) as send:
-        assert await converse_slowly(recorded(transcript, conversation()), send) == 97_500
-    assert transcript == expected
+async def test_in_a_reader(expected: Transcript, pcscd: Pcscd, tmp_path: Path) -> None:
+    driver = f"127.0.0.1:{pcscd.port}"
+    state = str(tmp_path / "state")
+    with keyd_with("vpcd", "--dev", "--connect", driver, "--state", state, "psam"):
+        assert await by_reader() == expected
+
+
+@needs_pcscd
+async def test_in_a_reader_of_a_machine_that_has_it_from_a_keyd_elsewhere(
+    expected: Transcript, pcscd: Pcscd, start_daemon: StartDaemon
+) -> None:
+    """Two keyds in a row: one lends the PSAM to a machine, whose slot another takes for a real one."""
+    daemon = start_daemon("--psams", "1")
+    daemon.wait_for("psam_ready")
+    driver = ("--driver", f"127.0.0.1:{pcscd.port}")
+    keys = ("IRK", "RKSSSE", "017F")
+    with keyd_with("slot", "--dev", "--connect", daemon.address, *driver, *keys):
+        assert await by_reader() == expected
 
 
 def test_an_answer_that_is_another_one_would_be_noticed(expected: Transcript) -> None:

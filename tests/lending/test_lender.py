@@ -177,6 +177,22 @@ async def test_an_open_psam_that_nobody_uses_is_closed(
         await unused.transmit(SM4_ENVIRONMENT)
 
 
+async def test_an_open_psam_whose_command_waits_is_not_closed(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    limits = PoolLimits(wait_seconds=5.0, idle_seconds=60.0, turn_seconds=60.0)
+    lender = lender_of(Fixed([Chip(1)]), limits, Times(open_seconds=10.0))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    holder, other = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+    await trio.sleep(8)
+    await answers(holder, SM4_ENVIRONMENT, APPLICATION, DELIVER)
+    async with trio.open_nursery() as inner:
+        inner.start_soon(other.transmit, SM4_ENVIRONMENT)
+        await trio.sleep(4)
+        await holder.transmit(CIPHER)
+
+
 async def test_abandoned_in_the_middle_of_a_command_the_chip_is_reset_before_anybody_has_it(
     nursery: trio.Nursery, autojump_clock: object
 ) -> None:
@@ -216,6 +232,48 @@ async def test_whoever_is_cancelled_while_waiting_leaves_no_trace(
     assert [report.waiting for report in lender.members()] == [0]
     await holder.transmit(CIPHER)
     assert await other.transmit(SM4_ENVIRONMENT) == alone(SM4_ENVIRONMENT)[0]
+
+
+async def test_closed_while_a_command_waits_for_its_turn_the_command_is_refused(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    lender = lender_of(Fixed([Chip(1)]), PoolLimits(wait_seconds=5.0, idle_seconds=60.0))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    holder, other = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+    await answers(holder, SM4_ENVIRONMENT, APPLICATION, DELIVER)
+
+    async def waits() -> None:
+        with pytest.raises(PsamGone):
+            await other.transmit(SM4_ENVIRONMENT)
+
+    with trio.fail_after(1):
+        async with trio.open_nursery() as inner:
+            inner.start_soon(waits)
+            await trio.sleep(0.5)
+            other.abandon()
+    assert [report.waiting for report in lender.members()] == [0]
+
+
+async def test_a_turn_that_came_too_late_leaves_the_chip_as_another_left_it(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    chip = Chip(1)
+    lender = lender_of(Fixed([chip]))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    first, second = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+    await answers(second, SM4_ENVIRONMENT)
+    # In the application there is no such file.
+    for steps in range(10):
+        await answers(first, SM4_ENVIRONMENT, APPLICATION)
+        async with trio.open_nursery() as inner:
+            inner.start_soon(second.transmit, GET_TERMINAL)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            inner.cancel_scope.cancel()
+        expected = alone(SM4_ENVIRONMENT, GET_TERMINAL)[1]
+        assert await second.transmit(GET_TERMINAL) == expected, steps
 
 
 # Which PSAM ------------------------------------------------------------------------------------------------------
