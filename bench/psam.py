@@ -56,7 +56,6 @@ RATE: Final = "commands, {}"
 COST: Final = "this process's CPU a command, {}"
 TASKS: Final = "card tasks, {} a call"
 TASK_COST: Final = "this process's CPU a card task, {} a call"
-WIRE: Final = "over {} connections"
 READING: Final = "card reading"
 SERVED: Final = "internal authentication"
 SLOW: Final = "time for a card reading over a slow line"
@@ -105,6 +104,7 @@ def measure(findings: Findings, seconds: float, repetitions: int) -> None:
         keyd = stack.enter_context(
             servers.run_python_server("keyd", servers.KEYD, scratch, cpus, authenticates=True)
         )
+        psam_wire.wait_for_pool(keyd)
         started = functools.partial(
             servers.run_python_server, scratch=scratch, cpus=cpus, authenticates=False
         )
@@ -189,22 +189,29 @@ async def _measure_tasks(
 
 
 def _measure_wire(findings: Findings, setting: _Setting, seconds: float, repetition: int) -> None:
+    commands = len(psam_wire.READING.commands)
     for count, how in itertools.product(_CONNECTIONS, (*READINGS, *SERVICES)):
         load = psam_wire.measure(setting.keyd, how, count, seconds)
-        kind = READING if how in READINGS else SERVED
-        for what, unit, value in (
-            (f"{kind}s, {WIRE.format(count)}", "/s", load.done / load.elapsed),
-            (f"keyd's CPU a {kind}, {WIRE.format(count)}", "µs", load.server_cpu / load.done * 1e6),
-        ):
-            findings.samples.append(Sample(what, how, unit, repetition, value))
+        kind, on = READING if how in READINGS else SERVED, wire(count)
+        rate, cost = load.done / load.elapsed, load.server_cpu / load.done * 1e6
+        samples = [
+            (f"{kind}s, {on}", "/s", rate),
+            (f"keyd's CPU for each {kind}, {on}", "µs", cost),
+        ]
         if how in READINGS:
-            what = f"requests, {WIRE.format(count)}"
-            rate = load.done * load.exchanges / load.elapsed
-            findings.samples.append(Sample(what, how, "/s", repetition, rate))
+            samples.append((RATE.format(f"{kind}s, {on}"), "/s", rate * commands))
+        findings.samples.extend(
+            Sample(what, how, unit, repetition, value) for what, unit, value in samples
+        )
     for how in READINGS:
         load = psam_wire.measure(setting.slow_keyd, how, 1, seconds)
         milliseconds = load.elapsed / load.done * 1e3
         findings.samples.append(Sample(SLOW, how, "ms", repetition, milliseconds))
+
+
+def wire(count: int) -> str:
+    """Return how so many connections are called."""
+    return f"{count} connection{'s' if count > 1 else ''}"
 
 
 def says(speakers: list[Speak]) -> Say:
@@ -239,10 +246,10 @@ def _sum_up(findings: Findings, no_reader: str) -> None:
         _ratio(findings, f"{what} the pool by the key ring, CPU", cost, POOL, RING)
         _ratio(findings, f"{what} the pool by {DIALOGUE}, CPU", cost, POOL, DIALOGUE)
     for count in _CONNECTIONS:
-        what = f"{READING}s, {WIRE.format(count)}"
+        what = f"{READING}s, {wire(count)}"
         for how in (MANY, SCRIPT, ONCE):
             _ratio(findings, f"{what}: {how} by {SINGLE}, rate", what, how, SINGLE)
-        what = f"{SERVED}s, {WIRE.format(count)}"
+        what = f"{SERVED}s, {wire(count)}"
         _ratio(findings, f"{what}: by the ring by the pool, rate", what, RING_SERVICE, SERVICE)
     _ratio(findings, f"{SLOW}: {SINGLE} by {SCRIPT}", SLOW, SINGLE, SCRIPT)
     rate = RATE.format(pair)
@@ -275,9 +282,9 @@ _NOTES: Final = (
     "READ BINARY one for each.",
     "The rack is another process of keyd on loopback, the reader is `keyd vpcd` behind the real pcscd with the driver "
     "of vsmartcard-vpcd: both chips compute in microseconds. Their rates say what the lines and the software on them "
-    "take. A real PSAM takes tens of milliseconds a command, and none was measured; beside that, all this vanishes.",
-    "The pool's reader and pyscard's are two slots of one virtual reader. The driver and pcscd are the same for both, "
-    "so their ratio is that of keyd's thread and turns to nothing at all.",
+    "take. A real PSAM takes tens of milliseconds for a command, and none was measured.",
+    "The pool's reader and pyscard's are two slots of one virtual reader, behind one pcscd and driver: their ratio "
+    "is what keyd's thread and the pool's turns take beside those.",
     "Over the wire every connection has one PSAM open and one request outstanding; the two services and "
     "psam.run_once open none before. A card reading is five commands: SELECT, and DELIVERY and CIPHER DATA for IRK "
     "and for RKSSSE. The client is one Python process on the other CPU.",

@@ -11,6 +11,8 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 from bench.card_reading import (
     CHALLENGE,
     IRK,
@@ -32,7 +34,9 @@ from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import InternalCryptogram
 from keyd.protocol.messages.psam import (
     AskOpen,
+    ListMembers,
     PsamInternalAuthenticate,
+    PsamMember,
     RunOnce,
     RunScript,
     ScriptResult,
@@ -81,12 +85,11 @@ class Frame(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What came of it: readings or services done, seconds, the CPU seconds of keyd's process, exchanges for each."""
+    """What came of it: readings or services done, seconds, and the CPU seconds of keyd's process."""
 
     done: int
     elapsed: float
     server_cpu: float
-    exchanges: int
 
 
 class _Line:
@@ -137,6 +140,20 @@ class _Line:
         return data
 
 
+def wait_for_pool(server: Server) -> None:
+    """Wait until every PSAM of keyd's pool was read and serves."""
+    deadline = time.monotonic() + _IO_SECONDS
+    with connections(server, 1) as (sock,):
+        line = _Line(sock)
+        while time.monotonic() < deadline:
+            _frame, (members,) = line.ask(ListMembers())
+            states = [msgspec.convert(member, PsamMember).state for member in members]
+            if states and all(state == "ready" for state in states):
+                return
+            time.sleep(0.05)
+    raise BenchError("keyd's PSAMs did not become ready")
+
+
 def measure(server: Server, how: str, count: int, seconds: float) -> Load:
     """Have each of so many connections read a card, or ask a service, again and again."""
     with connections(server, count) as socks, select.epoll() as poll:
@@ -149,12 +166,13 @@ def measure(server: Server, how: str, count: int, seconds: float) -> Load:
         last = began
         for line in lines.values():
             line.send()
-        while last < began + seconds or not done:
+        # To the end of what was begun last: on a slow line a part of it would count.
+        while last < began + seconds:
             for number, _mask in poll.poll(_IO_SECONDS):
-                done += lines[number].receive()
-            last = time.monotonic()
+                if lines[number].receive():
+                    done, last = done + 1, time.monotonic()
         used = max(cpu_seconds(server.pid) - before, LEAST_CPU_SECONDS)
-        return Load(done, last - began, used, len(line.frames))
+        return Load(done, last - began, used)
 
 
 def _frames(line: _Line, how: str) -> list[Frame]:

@@ -27,7 +27,7 @@ def test_every_way_is_measured() -> None:
     for exchange in exchanges():
         assert {(psam.RATE.format(exchange.name), way) for way in ways} <= measured
     for how in psam_wire.READINGS:
-        assert {(f"card readings, over {count} connections", how) for count in (1, 64)} <= measured
+        assert {(f"card readings, {psam.wire(count)}", how) for count in (1, 64)} <= measured
         # Whatever the machine does meanwhile: the line alone takes that long.
         (milliseconds,) = findings.values(psam.SLOW, how)
         assert milliseconds >= 2 * psam.ONE_WAY_MILLISECONDS
