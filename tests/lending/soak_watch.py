@@ -96,7 +96,7 @@ class WatchedPool(Pool):
         watch.granted[asker] += 1
         watch.turns[name] += 1
         rotation = self._members[name].rotation
-        for waiting in [one for tickets in rotation._askers.values() for one in tickets]:
+        for waiting in [one for who in rotation._waiting.values() for one in who.tickets]:
             overtook = self._overtook.setdefault(waiting, {}).setdefault(name, set())
             if waiting.asker == asker:
                 # It was its turn: from here on everybody may have one again.
