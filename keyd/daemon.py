@@ -196,7 +196,7 @@ class Daemon:
             return None
         services.psams = services.pool = lender
         self._meter.watch_psams(lender.members)
-        return Pooling(lender, issued)
+        return Pooling(lender, issued, self._ring)
 
     def _say_of_psam(self, event: str, detail: str) -> None:
         say = self._events.warning if event == "psam_failed" else self._events.info

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from keyd.custody.catalogue import Catalogue
     from keyd.custody.contents import Contents
+    from keyd.keys.block import KeyHeader
     from keyd.keys.hierarchy import RootKey
     from keyd.keys.sam import CardKeyRef
     from keyd.psam.ring import LendsRoots
@@ -65,6 +66,12 @@ class RingOnTick:
         if threading.get_ident() == self._tick:
             return self._ring.lend(ref)
         return trio.from_thread.run_sync(self._ring.lend, ref)
+
+    def answering(self, ref: CardKeyRef) -> KeyHeader:
+        """See `keyd.keys.ring.KeyRing.answering`; as `lend`."""
+        if threading.get_ident() == self._tick:
+            return self._ring.answering(ref)
+        return trio.from_thread.run_sync(self._ring.answering, ref)
 
 
 class Player:

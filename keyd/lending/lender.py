@@ -373,6 +373,9 @@ class Lender:
         self._settle()
 
     async def _identify(self, member: Member) -> MemberFacts:
+        known = member.known(self._places)
+        if known is not None:
+            return known
         atr = await self._reset(member, 0)
 
         async def send(command: bytes) -> bytes:

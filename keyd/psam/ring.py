@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from keyd.errors import KeyNotFound
+from keyd.errors import KeyNotFound, Refusal
 from keyd.keys.hierarchy import Region
 from keyd.keys.sam import CardKeyRef, purpose
-from keyd.psam.keys import SET as SET
-from keyd.psam.keys import KeyAttributes, PsamKey, PsamKeys
+from keyd.psam.keys import SET, KeyAttributes, PsamKey, PsamKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from keyd.cards.profile import ProfileKey
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.crypto.secret import SecretKey
+    from keyd.keys.block import KeyHeader
     from keyd.keys.hierarchy import RootKey
 
 # The ring wants to know for which city and card; of a root that is lent it does not matter.
@@ -31,6 +31,9 @@ class LendsRoots(Protocol):
 
     def lend(self, ref: CardKeyRef) -> RootKey:
         """See `keyd.keys.ring.KeyRing.lend`."""
+
+    def answering(self, ref: CardKeyRef) -> KeyHeader:
+        """See `keyd.keys.ring.KeyRing.answering`."""
 
 
 class RingKeys:
@@ -55,10 +58,20 @@ class RingKeys:
         place = self._places.get((kind, key_id))
         if own is not None or place is None:
             return own
-        wanted = purpose(place.use)
         try:
-            return self._ring.lend(CardKeyRef(place.address, algorithm, _NOBODY, bytes(8), wanted))
+            return self._ring.lend(_ref(place, algorithm))
         except KeyNotFound:
+            return None
+
+    def levels(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> int | None:
+        """See `PsamKeys.levels`: the key's header says it, and no use is counted."""
+        own = self._own.levels(kind, key_id, algorithm)
+        place = self._places.get((kind, key_id))
+        if own is not None or place is None:
+            return own
+        try:
+            return self._ring.answering(_ref(place, algorithm)).levels
+        except Refusal:
             return None
 
     def attributes(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> KeyAttributes | None:
@@ -68,3 +81,7 @@ class RingKeys:
     def put(self, attributes: KeyAttributes, algorithm: CardAlgorithm, key: SecretKey) -> None:
         """See `PsamKeys.put`."""
         self._own.put(attributes, algorithm, key)
+
+
+def _ref(place: ProfileKey, algorithm: CardAlgorithm) -> CardKeyRef:
+    return CardKeyRef(place.address, algorithm, _NOBODY, bytes(8), purpose(place.use))

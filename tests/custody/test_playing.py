@@ -25,6 +25,7 @@ from tests.custody.world import NOON, World, contents_of, psam_spec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyd.keys.block import KeyHeader
     from keyd.keys.hierarchy import RootKey
     from keyd.keys.ring import KeyRing
     from keyd.keys.sam import CardKeyRef
@@ -142,6 +143,9 @@ async def test_on_worker_threads_the_ring_is_asked_on_the_tick(world: World) -> 
         def lend(self, ref: CardKeyRef) -> RootKey:
             asked.append(threading.get_ident())
             return self.ring.lend(ref)
+
+        def answering(self, ref: CardKeyRef) -> KeyHeader:
+            return self.ring.answering(ref)
 
     contents = contents_of(world.vault)
     player = Player(world.store, RingOnTick(Heard()), shipped_catalogue(), secrets.token_bytes)

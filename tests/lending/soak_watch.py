@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from keyd.lending.lender import Lender
     from keyd.psam.level_index import Place
-    from keyd.psam.pool import Event, Lost, PoolLimits, Session, Strategy, Ticket
+    from keyd.psam.pool import Event, Lost, PoolLimits, Session, Strategy, Ticket, Turn
     from keyd.psam.pool_member import PooledMember
 
 # More than these say nothing new.
@@ -122,7 +122,7 @@ class WatchedPool(Pool):
 
 def check_books(pool: Pool, watch: Watch) -> None:
     """Every slot is in one place, every turn is timed, and everything that is counted twice agrees."""
-    turns = set()
+    turns: set[Turn] = set()
     for member in pool._members:
         places = [*member.free, *member.held, *member.dirty]
         if sorted(places) != list(range(member.slots)):

@@ -17,6 +17,7 @@ from keyd.errors import (
     PsamNotFound,
 )
 from keyd.handlers.desk import Wanted
+from keyd.iso7816 import converse
 from keyd.keys.block import Use
 from keyd.keys.hierarchy import Region, city_diversifier, province_diversifier
 from keyd.keys.ring import KeyRing
@@ -25,9 +26,19 @@ from keyd.keys.sam import CardKeyRef, CryptogramTask, ProtectTask, TacTask, purp
 from keyd.lending.lender import Times
 from keyd.lending.virtual import VirtualMember, VirtualSource
 from keyd.psam import Applet
-from keyd.psam.level_index import Place
+from keyd.psam.level_index import Place, identify_and_probe
 from keyd.psam.pool import PoolLimits, Strategy
-from tests.lending.members import ALGORITHMS, CARDS, Chip, Fixed, lender_of, psam, until_ready
+from tests.lending.members import (
+    ALGORITHMS,
+    CARDS,
+    PLACES,
+    PROFILE,
+    Chip,
+    Fixed,
+    lender_of,
+    psam,
+    until_ready,
+)
 
 if TYPE_CHECKING:
     from keyd.handlers.desk import OpenPsam
@@ -489,6 +500,15 @@ async def test_slots_of_a_virtual_psam_share_its_numbers_and_nothing_else(
         for number in range(3):
             buyers.start_soon(buy, f"T{number}")
     assert len(set(numbers)) == len(numbers) == 15
+
+
+def test_what_is_known_of_a_virtual_psam_is_what_probing_finds_out() -> None:
+    played = psam(1)
+    probed = converse(identify_and_probe(PLACES, PROFILE), Applet(played).transmit)
+    known = VirtualMember("virtual 1", played).known(PLACES)
+    assert known.levels == probed.levels
+    assert (known.serial, known.terminal) == (probed.serial, probed.terminal)
+    assert len(known.levels) > 100
 
 
 async def test_issued_psams_come_go_and_begin_anew(nursery: trio.Nursery) -> None:

@@ -507,3 +507,98 @@ def test_five_hundred_askers_share_eight_members_evenly() -> None:
         turns = granted(pool.settle(0))
     assert set(served.values()) == {4}
     assert turns == []
+
+
+def test_who_leaves_and_comes_back_is_not_new() -> None:
+    pool = pool_of(1)
+    for asker in "ba":
+        pool.ask_any(asker, ANY, 0)
+        (turn,) = granted(pool.settle(0))
+        pool.give_back(turn, 0, is_clean=True)
+    turn = take(pool, pool.attach("x", 0))
+    for asker in "ab":
+        pool.ask_any(asker, ANY, 0)
+    pool.give_back(turn, 0, is_clean=True)
+    assert [turn.asker for turn in granted(pool.settle(0))] == ["b"]
+
+
+def test_nobody_is_forgotten_among_many_who_come_and_go() -> None:
+    pool = pool_of(1)
+    turn = take(pool, pool.attach("x", 0))
+    stays = pool.ask_any("a", ANY, 0)
+    for number in range(1000):
+        assert pool.withdraw(pool.ask_any(f"goes {number}", ANY, 0))
+    pool.give_back(turn, 0, is_clean=True)
+    (event,) = pool.settle(0)
+    assert isinstance(event, Granted)
+    assert event.ticket is stays
+
+
+def test_who_takes_any_member_does_not_go_before_who_waits_for_the_one_that_is_preferred() -> None:
+    pool = pool_of(1, 1)
+    for number in (1, 2):
+        turn = take(pool, pool.attach("x", 0, number=f"{number:012d}"))
+        pool.give_back(turn, 0, is_clean=False)
+    # Member 1 is used more.
+    pool.attach("y", 0, number="000000000001")
+    pool.ask(pool.attach("pinned", 0, number="000000000002"), 0)
+    pool.ask_any("any", ANY, 0)
+    pool.attach("y", 0, number="000000000001")
+    assert pool.settle(0) == []
+    # Both can serve at the same time, and member 1 looks first.
+    pool.clean("1", 0)
+    pool.clean("2", 0)
+    turns = granted(pool.settle(0))
+    assert {turn.asker: turn.member for turn in turns} == {"pinned": "2", "any": "1"}
+
+
+def test_a_session_that_waits_is_not_taken_over_by_a_member_that_comes() -> None:
+    pool = pool_of(1)
+    first, second = pool.attach("a", 0), pool.attach("b", 0)
+    take(pool, first)
+    pool.ask(second, 0)
+    pool.join("2", 1)
+    pool.ready("2", facts(2), 0)
+    assert pool.settle(0) == []
+
+
+def test_a_session_that_withdrew_can_ask_again() -> None:
+    pool = pool_of(1)
+    session = pool.attach("a", 0)
+    assert pool.withdraw(pool.ask(session, 0))
+    take(pool, session)
+
+
+def test_what_is_being_read_for_another_is_nothing_to_wait_for() -> None:
+    pool = Pool(PoolLimits(), Strategy.LEAST_USED)
+    pool.join("1", 1, owner="a")
+    with pytest.raises(PoolExhausted):
+        pool.attach("a", 0)
+    with pytest.raises(PsamNotFound):
+        pool.attach("b", 0)
+
+
+def test_a_member_that_was_read_early_is_not_probed_again() -> None:
+    pool = pool_of(1)
+    pool.fail("1", 0)
+    pool.ready("1", facts(1), 0.5)
+    assert pool.due_probes(100) == []
+    assert pool.next_moment() == float("inf")
+
+
+def test_affinity_is_to_the_member_that_was_had_last() -> None:
+    pool = pool_of(1, 1, strategy=Strategy.AFFINITY)
+    for number in (1, 2):
+        pool.attach("a", 0, number=f"{number:012d}")
+    pool.attach("b", 0, number="000000000002")
+    assert pool.attach("a", 0).member == "2"
+
+
+def test_the_pool_wakes_up_for_the_turn_that_runs_out_first() -> None:
+    pool = pool_of(2)
+    busy = take(pool, pool.attach("a", 0))
+    pool.touch(busy, 0, is_busy=True)
+    idle = take(pool, pool.attach("b", 1), 1)
+    assert pool.next_moment() == 4
+    assert pool.settle(4) == [RanOut(idle, was_idle=True)]
+    assert pool.next_moment() == 10

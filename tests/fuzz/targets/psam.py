@@ -56,6 +56,9 @@ class NotingKeys:
         self.looked_for.add((kind, key_id, algorithm))
         return self._keys.find(kind, key_id, algorithm)
 
+    def levels(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> int | None:
+        return self._keys.levels(kind, key_id, algorithm)
+
     def attributes(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> KeyAttributes | None:
         return self._keys.attributes(kind, key_id, algorithm)
 
