@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -58,6 +59,7 @@ TASKS: Final = "card tasks, {} a call"
 TASK_COST: Final = "this process's CPU a card task, {} a call"
 READING: Final = "card reading"
 SERVED: Final = "internal authentication"
+WIRE_COST: Final = "keyd's CPU for each {}, {}"
 SLOW: Final = "time for a card reading over a slow line"
 
 # As a line through a mobile network has.
@@ -196,7 +198,7 @@ def _measure_wire(findings: Findings, setting: _Setting, seconds: float, repetit
         rate, cost = load.done / load.elapsed, load.server_cpu / load.done * 1e6
         samples = [
             (f"{kind}s, {on}", "/s", rate),
-            (f"keyd's CPU for each {kind}, {on}", "µs", cost),
+            (WIRE_COST.format(kind, on), "µs", cost),
         ]
         if how in READINGS:
             samples.append((RATE.format(f"{kind}s, {on}"), "/s", rate * commands))
@@ -233,41 +235,52 @@ def says_at_once(transmit: Callable[[bytes], bytes]) -> Say:
 
 def _sum_up(findings: Findings, no_reader: str) -> None:
     pair, _read, reading = (exchange.name for exchange in exchanges())
-    many = POOL_MANY.format(_MANY)
+    many, shared = POOL_MANY.format(_MANY), RACK_MANY.format(_FEW)
     for name in (pair, reading):
         cost = COST.format(name)
-        _ratio(findings, f"{name}: the pool by the bare applet, CPU", cost, POOL, BARE)
-        _ratio(findings, f"{name}: {many}, by the bare applet, CPU", cost, many, BARE)
-        _added(findings, f"{name}: what the pool adds, CPU a command", cost, POOL, BARE)
-        _added(findings, f"{name}: of this, the virtual member", cost, MEMBER, BARE)
+        _ratio(findings, f"{name}, CPU:", cost, POOL, BARE)
+        _ratio(findings, f"{name}, CPU:", cost, many, BARE)
+        _added(findings, f"{name}, CPU a command: what the pool adds to the applet", cost, POOL)
+        _added(findings, f"{name}, CPU a command: of this, the virtual member", cost, MEMBER)
     for count in _TASKS_A_CALL:
-        cost = TASK_COST.format(count)
-        what = f"card tasks, {count} a call:"
-        _ratio(findings, f"{what} the pool by the key ring, CPU", cost, POOL, RING)
-        _ratio(findings, f"{what} the pool by {DIALOGUE}, CPU", cost, POOL, DIALOGUE)
+        for other in (RING, DIALOGUE):
+            what = f"card tasks, {count} a call, CPU:"
+            _ratio(findings, what, TASK_COST.format(count), POOL, other)
     for count in _CONNECTIONS:
-        what = f"{READING}s, {wire(count)}"
+        what, cost = f"{READING}s, {wire(count)}", WIRE_COST.format(READING, wire(count))
         for how in (MANY, SCRIPT, ONCE):
-            _ratio(findings, f"{what}: {how} by {SINGLE}, rate", what, how, SINGLE)
-        what = f"{SERVED}s, {wire(count)}"
-        _ratio(findings, f"{what}: by the ring by the pool, rate", what, RING_SERVICE, SERVICE)
-    _ratio(findings, f"{SLOW}: {SINGLE} by {SCRIPT}", SLOW, SINGLE, SCRIPT)
+            _ratio(findings, f"{what}, rate:", what, how, SINGLE)
+            _ratio(findings, f"{what}, keyd's CPU:", cost, how, SINGLE)
+        cost = WIRE_COST.format(SERVED, wire(count))
+        _ratio(
+            findings,
+            f"{SERVED}s by pool or ring, {wire(count)}, keyd's CPU:",
+            cost,
+            SERVICE,
+            RING_SERVICE,
+        )
+    _ratio(findings, f"{SLOW}:", SLOW, SINGLE, SCRIPT)
     rate = RATE.format(pair)
-    shared = RACK_MANY.format(_FEW)
-    _ratio(findings, f"{pair}: {shared}, by one open, rate", rate, shared, RACK)
+    _ratio(findings, f"{pair}, rate:", rate, shared, RACK)
     if not no_reader:
-        _ratio(findings, f"{pair}: a reader through the pool by pyscard, rate", rate, READER, PCSC)
+        _ratio(findings, f"{pair}, rate:", rate, READER, PCSC)
+    findings.notes.append(
+        "Load average after: {:.2f} {:.2f} {:.2f}; this suite itself is 1 to 2 of it. Where more ran beside it, rates "
+        "are lower bounds, and CPU times and ratios are what can be quoted.".format(
+            *os.getloadavg()
+        )
+    )
     findings.notes.extend(note for note in (no_reader, *_NOTES) if note)
 
 
 def _ratio(findings: Findings, says: str, what: str, one: str, other: str) -> None:
-    values = _pairs(findings, what, one, other)
-    findings.findings.append(Finding(says, " ×", [a / b for a, b in values]))
+    values = [a / b for a, b in _pairs(findings, what, one, other)]
+    findings.findings.append(Finding(f"{says} {one} / {other}", " ×", values))
 
 
-def _added(findings: Findings, says: str, what: str, one: str, other: str) -> None:
-    values = _pairs(findings, what, one, other)
-    findings.findings.append(Finding(says, " µs", [a - b for a, b in values]))
+def _added(findings: Findings, says: str, what: str, who: str) -> None:
+    values = [a - b for a, b in _pairs(findings, what, who, BARE)]
+    findings.findings.append(Finding(says, " µs", values))
 
 
 def _pairs(findings: Findings, what: str, one: str, other: str) -> list[tuple[float, float]]:

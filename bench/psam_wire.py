@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from bench.servers import Server
     from keyd.protocol.fields import Request
 
-SINGLE: Final = "psam.transmit, one by one"
+SINGLE: Final = "psam.transmit one by one"
 MANY: Final = "psam.transmit_many"
 SCRIPT: Final = "psam.run"
 ONCE: Final = "psam.run_once"
-SERVICE: Final = "psam.internal_authenticate, by the pool"
-RING_SERVICE: Final = "card.internal_cryptogram, by the ring"
+SERVICE: Final = "psam.internal_authenticate"
+RING_SERVICE: Final = "card.internal_cryptogram"
 
 # What reads a whole card; the other two are the services beside it.
 READINGS: Final = (SINGLE, MANY, SCRIPT, ONCE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -466,7 +467,8 @@ class Lender:
             self._end(lent)
 
     def _next_unused(self) -> list[float]:
-        return [used + self._times.open_seconds for used in list(self._open.values())[:1]]
+        # The first one alone: there may be thousands, and this is asked with every turn.
+        return [used + self._times.open_seconds for used in islice(self._open.values(), 1)]
 
     def _start(self, do: Callable[..., Awaitable[None]], *args: object) -> None:
         # Before it runs, and after it has ended, nobody uses a member any more.
