@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Final
 
-from bench import kernels, limits, lines, policy, server, timing, tls
+from bench import kernels, limits, lines, policy, psam, server, timing, tls
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ SUITES: Final = {
     "tls": tls,
     "lines": lines,
     "policy": policy,
+    "psam": psam,
 }
 
 

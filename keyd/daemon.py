@@ -32,6 +32,7 @@ from keyd.config import (
     ListenTls,
     Log,
     PolicyConfig,
+    PsamsConfig,
     StoreConfig,
     expand,
     load_anchors,
@@ -74,6 +75,7 @@ from keyd.pump._pump import Pump, SeenCards
 from keyd.recorder import Recorder
 from keyd.registry.synthetic import DEVELOPMENT_ROLE, development_terminals
 from keyd.routes import Routes
+from keyd.routing import RouteRow
 from keyd.telemetry import Events, Meter, configure_logging
 from keyd.terminals import Terminals
 from keyd.tls.chains import Anchor, Anchors
@@ -89,6 +91,9 @@ if TYPE_CHECKING:
 
 # Terminals that a development keyd enrols, with the public keys of `keyd.keys.synthetic`.
 DEV_TERMINALS: Final = tuple(f"DEV-{number:04}" for number in range(1, 65))
+
+# As many as a rack has.
+MAX_SYNTHETIC_PSAMS: Final = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,7 +196,7 @@ class Daemon:
             return None
         services.psams = services.pool = lender
         self._meter.watch_psams(lender.members)
-        return Pooling(lender, issued)
+        return Pooling(lender, issued, self._ring)
 
     def _say_of_psam(self, event: str, detail: str) -> None:
         say = self._events.warning if event == "psam_failed" else self._events.info
@@ -468,15 +473,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="with --dev: so many shared PSAMs are played and lent (default 2)",
     )
+    parser.add_argument(
+        "--pooled",
+        metavar="KEY",
+        action="append",
+        help="with --dev: a key that the PSAMs compute with, by name or address, * for all; more than once",
+    )
     parser.add_argument("--log-level", default="info", help="with --dev: debug … error")
     parser.add_argument("--version", action="version", version=f"keyd {__version__}")
     options = parser.parse_args(arguments)
-    served = (options.tcp, options.unix, options.operations)
+    served = (options.tcp, options.unix, options.operations, options.pooled)
     if options.config and any((*served, options.journal, options.policy, options.role)):
         parser.error(
-            "--tcp, --unix, --operations, --journal, --policy and --role go with --dev; "
+            "--tcp, --unix, --operations, --journal, --policy, --role and --pooled go with --dev; "
             "otherwise the file says it"
         )
+    if not 0 <= options.psams <= MAX_SYNTHETIC_PSAMS:
+        parser.error(f"--psams is 0 to {MAX_SYNTHETIC_PSAMS}")
     return options
 
 
@@ -586,12 +599,14 @@ def _dev_config(options: argparse.Namespace) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"--log-level: {error}") from None
     audit = Audit(options.journal or "", durability=options.durability)
+    route = (RouteRow(tuple(options.pooled), "pool"),) if options.pooled else ()
     return Config(
         store=StoreConfig("none"),
         policy=PolicyConfig(options.policy or ""),
         audit=audit,
         listen=listen,
         log=log,
+        psams=PsamsConfig(route=route),
     )
 
 

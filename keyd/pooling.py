@@ -13,7 +13,7 @@ from keyd.client import parse_address
 from keyd.config import ConfigError, expand
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import BadParameter, Sealed
-from keyd.lending.issued import Player, playable
+from keyd.lending.issued import Player, RingOnTick, playable
 from keyd.lending.lender import Lender, Times
 from keyd.lending.pcsc import PcscUnavailable
 from keyd.lending.racks import RackSource
@@ -51,8 +51,11 @@ VALIDITY_SECONDS: Final = 30.0
 class Pooling:
     """The lender of one keyd, and the issued PSAMs that it plays."""
 
-    def __init__(self, lender: Lender, issued: VirtualSource[KeptPsam] | None) -> None:
+    def __init__(
+        self, lender: Lender, issued: VirtualSource[KeptPsam] | None, ring: KeyRing
+    ) -> None:
         self._lender = lender
+        self._ring = ring
         self._issued = issued
 
     async def run(self, warden: Warden | None) -> None:
@@ -68,7 +71,8 @@ class Pooling:
         if self._issued is None or warden is None:
             return
         contents = warden.vault.contents
-        self._issued.show({} if contents is None else playable(contents, int(time.time())))
+        issued = {} if contents is None else playable(contents, int(time.time()))
+        self._issued.show(issued, self._ring.epoch)
 
 
 def load_kinds(config: PsamsConfig) -> dict[str, PsamProfile]:
@@ -86,7 +90,7 @@ def load_kinds(config: PsamsConfig) -> dict[str, PsamProfile]:
 
 def issued_psams(custody: Custody, ring: KeyRing, catalogue: Catalogue) -> VirtualSource[KeptPsam]:
     """Return the PSAMs that officers issued, which `Pooling.show` brings up to date."""
-    player = Player(custody.store, ring, catalogue, secrets.token_bytes)
+    player = Player(custody.store, RingOnTick(ring), catalogue, secrets.token_bytes)
 
     def play(kept: KeptPsam) -> Psam:
         contents = custody.warden.vault.contents
@@ -100,13 +104,14 @@ def issued_psams(custody: Custody, ring: KeyRing, catalogue: Catalogue) -> Virtu
 def synthetic_psams(count: int, ring: KeyRing, catalogue: Catalogue) -> VirtualSource[int]:
     """Return so many shared PSAMs with the keys of a development ring. Their numbers begin anew with each start."""
     kind = catalogue.profiles[DEFAULT_PROFILE]
+    on_tick = RingOnTick(ring)
 
     def play(number: int) -> Psam:
         terminal = bytes.fromhex(f"{number:0{2 * TERMINAL_BYTES}}")
         return Psam(
             kind,
             PsamIdentity(terminal.rjust(SERIAL_BYTES, b"\0"), terminal),
-            RingKeys(ring, catalogue.places, KeySet()),
+            RingKeys(on_tick, catalogue.places, KeySet()),
             Counters(TransientMemory(), kind.purchase.numbers_reserved),
             secrets.token_bytes,
         )

@@ -131,7 +131,10 @@ def socket_of_this_process() -> Path:
 
 def free_ports() -> int:
     """Two ports in a row that nobody has, below those that are given out by themselves."""
-    for port in range(20000, 30000, 2):
+    # Not the same for two test runs side by side: between this look and the driver's, the other would look too.
+    start = os.getpid() % 5000
+    for number in range(5000):
+        port = 20000 + 2 * ((start + number) % 5000)
         with socket.socket() as first, socket.socket() as second:
             try:
                 first.bind(("0.0.0.0", port))  # noqa: S104 - as the driver does

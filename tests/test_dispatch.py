@@ -45,6 +45,7 @@ from keyd.routing import Routing
 from keyd.telemetry import MAX_PEER_LINES_PER_SECOND, Events, Meter, configure_logging
 from keyd.terminals import CHALLENGE_SECONDS, Session, Terminals
 from tests.proofs import keyd_proof, terminal_proof
+from tests.psam.desk import AppletDesk
 from tests.psam.sams import ROUTES, OnePool, PsamSam
 
 if TYPE_CHECKING:
@@ -323,6 +324,11 @@ def conversation(keyd: Keyd) -> Iterator[str]:
     )
     assert ok("library.do_debit_2", CARD, DEBIT, step2) == ["", []]
     yield "library.do_debit_2"
+
+    keyd.services.psams = AppletDesk()
+    ((member,),) = ok("psam.list")
+    assert member[:4] == ["psam-1", "virtual", "ready", "510100000001"]
+    yield "psam.list"
 
 
 def a_card(keyd: Keyd) -> Any:

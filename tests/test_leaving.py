@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from keyd.audit.journal import Journal
 from keyd.dispatch import Dispatch, Pass, Slow
-from keyd.errors import Overloaded, PoolExhausted, Refusal, Status
+from keyd.errors import AuditUnavailable, Overloaded, PoolExhausted, Refusal, Status
 from keyd.handlers import HANDLERS
 from keyd.handlers.card import card_of
 from keyd.keys.block import Use
@@ -28,8 +28,10 @@ from keyd.protocol.connection import Ask, ServerConnection
 from keyd.protocol.messages.card import PinUnblock, ReadyApdu
 from keyd.pump import METHODS
 from keyd.recorder import Recorder
+from keyd.registry.synthetic import synthetic_terminal
 from keyd.routing import RouteRow, Routing
 from keyd.telemetry import Events
+from keyd.terminals import KnownTerminal
 from keyd.uses import Numbers
 from tests.daemon.journals import named_uses
 from tests.policy.conftest import LIMITS
@@ -462,3 +464,26 @@ async def test_no_psam_is_asked_while_nothing_can_be_recorded(tmp_path: Path) ->
         keyd.recorder.unavailable_because = "the disk is full"
         assert status_of(heard(await keyd.slow(slow))) is Status.AUDIT_UNAVAILABLE
         assert keyd.pool.asked == []
+
+
+def test_what_could_not_be_recorded_as_anybodys_does_not_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyd = Recorded(tmp_path, DIVIDED)
+    newcomer = keyd.session()
+    newcomer.enter(KnownTerminal(synthetic_terminal("T-0002")))
+
+    def no_number(_session: Session) -> int:
+        raise AuditUnavailable
+
+    monkeypatch.setattr(keyd.recorder.numbers, "terminal", no_number)
+    alone, batch = keyd.tick(
+        (newcomer, Ask(1, UNBLOCK, [DES_CARD, FACTOR])),
+        (newcomer, Ask(2, UNBLOCK + "_batch", [MIXED])),
+    )
+    assert isinstance(alone, bytes)
+    assert isinstance(batch, bytes)
+    assert status_of(heard(alone)) is Status.AUDIT_UNAVAILABLE
+    assert items_of(heard(batch)) == [(Status.AUDIT_UNAVAILABLE, None)] * len(MIXED)
+    assert keyd.pool.asked == []
+    keyd.journal.close()

@@ -29,6 +29,7 @@ from keyd.cli.demo import demo
 from keyd.cli.init import init
 from keyd.cli.proposals import approve, proposals, reject
 from keyd.cli.selftest import selftest
+from keyd.cli.slot import slot
 from keyd.cli.status import status
 from keyd.cli.vpcd import vpcd
 from keyd.client import ConnectionLost
@@ -80,6 +81,7 @@ app.command()(status)
 app.command(context_settings=_PASS_THROUGH, add_help_option=False)(call)
 app.command()(selftest)
 app.command()(vpcd)
+app.command()(slot)
 app.add_typer(audit.app, name="audit")
 app.add_typer(policy.policy, name="policy")
 

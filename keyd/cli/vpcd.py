@@ -22,7 +22,7 @@ from keyd.simulator import issue_card
 from keyd.vpcd import DEFAULT_PORT, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from keyd.iso7816.chip_line import Chip
     from keyd.psam import PsamProfile
@@ -70,7 +70,7 @@ def vpcd(
         raise ConfigError(f"{environment} is neither DES nor SM4: software has no others")
     if not _TERMINAL.match(terminal):
         raise ConfigError("a terminal's number (终端机编号) is 12 digits")
-    host, port = _address(connect)
+    host, port = driver_address(connect)
     folder = state or _state_folder()
     algorithm = CardAlgorithm[environment]
     with ExitStack() as held:
@@ -78,12 +78,13 @@ def vpcd(
             _chip(name, algorithm, int(terminal) + slot, folder, held)
             for slot, name in enumerate(slots)
         ]
-        trio.run(_serve_until_told, chips, host, port, _tell(slots))
+        trio.run(serve_until_told, chips, host, port, _tell(slots))
 
 
-async def _serve_until_told(
-    chips: list[Chip], host: str, port: int, tell: Callable[[int, bool], None]
+async def serve_until_told(
+    chips: Sequence[Chip], host: str, port: int, tell: Callable[[int, bool], None]
 ) -> None:
+    """Put chips into slots until SIGINT or SIGTERM."""
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as told:
             nursery.start_soon(serve, chips, host, port, tell)
@@ -91,7 +92,12 @@ async def _serve_until_told(
         nursery.cancel_scope.cancel()
 
 
-def _address(connect: str) -> tuple[str, int]:
+def driver_address(connect: str) -> tuple[str, int]:
+    """Return where the driver listens.
+
+    Raises:
+        ConfigError: it is no HOST:PORT.
+    """
     try:
         address = parse_address(connect)
     except ValueError as error:

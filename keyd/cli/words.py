@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from keyd.cli.common import COLUMNS, groups_of_4
+from keyd.crypto.algorithms import CardAlgorithm
 from keyd.crypto.sm2 import PointNotOnCurve, Sm2PublicKey
 from keyd.crypto.sm2.files import fingerprint
 from keyd.custody import actions as act
@@ -379,11 +380,13 @@ def plain_bytes(name: str, value: bytes) -> str:
 
 
 def plain_action(action: act.Action) -> dict[str, Any]:
-    """Return an action for JSON: bytes in hex, addresses in four hex digits."""
+    """Return an action for JSON: bytes in hex, addresses in four hex digits, environments by name."""
     built: dict[str, Any] = msgspec.to_builtins(action, builtin_types=(bytes,))
     key = built.get("key")
     if isinstance(key, dict):
         built["key"] = key | {"addresses": [f"{address:04X}" for address in key["addresses"]]}
+    for psam in built.get("psams", ()):
+        psam["environment"] = CardAlgorithm(psam["environment"]).name
     return {name: _plain_value(name, value) for name, value in built.items()}
 
 

@@ -19,8 +19,8 @@ is wrong with either end's is `LineRefused`.
 
 A line that cannot be had is tried again with growing pauses. A line that was open and has broken since, as
 an idle one does, is opened again, the terminal authenticated anew and the question asked once more: nothing
-that keyd answers changes anything in keyd, so asking again is safe. If that fails too, `ConnectionLost` is
-raised.
+that keyd answers changes anything in keyd but a PSAM's counters, so asking again is safe. If that fails too,
+`ConnectionLost` is raised. What a terminal had open on the line before, PSAMs (`Psam`, `AsyncPsam`), is gone with it.
 """
 
 from keyd.client.blocking import Client
@@ -33,17 +33,21 @@ from keyd.client.conversation import (
 from keyd.client.enrolment import Enrolled, Enrolment, PsamEnrolment, SignatureEnrolment
 from keyd.client.line import LineRefused
 from keyd.client.on_trio import AsyncClient
+from keyd.client.psam import AsyncPsam, Psam, step_of
 
 __all__ = [
     "MAX_PIPELINED",
     "AsyncClient",
+    "AsyncPsam",
     "Backoff",
     "Client",
     "ConnectionLost",
     "Enrolled",
     "Enrolment",
     "LineRefused",
+    "Psam",
     "PsamEnrolment",
     "SignatureEnrolment",
     "parse_address",
+    "step_of",
 ]

@@ -42,13 +42,14 @@ from keyd.hub.limits import (
     MAX_ASKS_PER_TICK,
     MAX_CIPHERTEXT,
     MAX_EVENTS,
+    MAX_LATE,
+    MAX_LATE_PER_CONNECTION,
     MAX_NEW_ASKS_PER_TICK,
     MAX_OUTPUT,
     MAX_SLOW,
     MAX_SLOW_PER_CONNECTION,
     MAX_STEPS_AT_ONCE,
     MAX_TICKS_IN_A_ROW,
-    MAX_WAITING_FOR_PSAMS,
     SPARE_FOR_OFFICERS,
     SWEEP_SECONDS,
     TICKET_KEY_SECONDS,
@@ -122,8 +123,8 @@ class Hub:
         self._backlog: dict[int, Peer] = {}
         self._deadlines = Deadlines()
         self._held = HeldAnswers(meter, clock)
-        # Slow work under way, that with PSAMs apart.
-        self._slow = {False: 0, True: 0}
+        # Work outside the tick, and how much of it waits for PSAMs.
+        self._slow = self._late = 0
         self._tickets_until = clock() + TICKET_KEY_SECONDS
         self._one_thread = trio.CapacityLimiter(1)
         self._is_draining = False
@@ -562,10 +563,17 @@ class Hub:
 
     def _start_slow(self, peer: Peer, slow: Slow) -> None:
         refusal: Refusal | None = None
-        is_psam = slow.command.family == PSAM_FAMILY
-        if peer.in_flight >= MAX_SLOW_PER_CONNECTION:
+        is_late = _waits_for_psams(slow)
+        # Neither keeps the other out.
+        if is_late:
+            in_flight, most = peer.late, MAX_LATE_PER_CONNECTION
+            is_overloaded = self._late >= MAX_LATE
+        else:
+            in_flight, most = peer.in_flight - peer.late, MAX_SLOW_PER_CONNECTION
+            is_overloaded = self._slow - self._late >= MAX_SLOW
+        if in_flight >= most:
             refusal = TooManyInFlight()
-        elif self._slow[is_psam] >= (MAX_WAITING_FOR_PSAMS if is_psam else MAX_SLOW):
+        elif is_overloaded:
             refusal = Overloaded()
         if refusal is not None:
             decided = self._dispatch.refuse_slow(slow, refusal)
@@ -574,15 +582,20 @@ class Hub:
         if self._nursery is None:
             raise RuntimeError("the hub is not running")
         peer.in_flight += 1
-        self._slow[is_psam] += 1
-        self._nursery.start_soon(self._run_slow, peer, slow, is_psam)
+        self._slow += 1
+        peer.late += is_late
+        self._late += is_late
+        self._nursery.start_soon(self._run_slow, peer, slow)
 
-    async def _run_slow(self, peer: Peer, slow: Slow, is_psam: bool) -> None:
+    async def _run_slow(self, peer: Peer, slow: Slow) -> None:
         try:
             decided = await self._dispatch.run_slow(slow)
         finally:
+            is_late = _waits_for_psams(slow)
             peer.in_flight -= 1
-            self._slow[is_psam] -= 1
+            self._slow -= 1
+            peer.late -= is_late
+            self._late -= is_late
         if peer.is_open:
             self._say_decided(peer, decided)
             if peer.session.must_close:
@@ -904,6 +917,10 @@ class Hub:
                     self._backlog[peer.fd] = peer
             else:
                 self._finish(peer, "drained")
+
+
+def _waits_for_psams(slow: Slow) -> bool:
+    return slow.late is not None or slow.command.family == PSAM_FAMILY
 
 
 def _is_operator(sock: socket.socket) -> bool:

@@ -59,9 +59,10 @@ MAX_HELD: Final = MAX_OUTPUT // 2
 MAX_SLOW_PER_CONNECTION: Final = 8
 MAX_SLOW: Final = 64
 
-# Likewise requests to PSAMs, which mostly wait: for a turn, or for a chip. Counted apart, so that a crowd that waits
-# for PSAMs keeps no officer out. Whoever lends PSAMs bounds each wait.
-MAX_WAITING_FOR_PSAMS: Final = 2048
+# Requests that wait for PSAMs are counted apart, so that a crowd of them keeps no officer out. One costs a generator of
+# memory, and the pool bounds how long it waits: as many as a connection's share of a tick, and as a tick.
+MAX_LATE_PER_CONNECTION: Final = MAX_ASKS_PER_CONNECTION
+MAX_LATE: Final = MAX_ASKS_PER_TICK
 
 # After file descriptors ran out, how long not to accept: long enough not to spin, short enough not to notice.
 ACCEPT_PAUSE_SECONDS: Final = 0.1

@@ -42,6 +42,7 @@ class Peer:
         "is_lingering",
         "is_open",
         "is_registered_for",
+        "late",
         "opened_at",
         "out",
         "pumped_as",
@@ -74,6 +75,8 @@ class Peer:
         self.held = 0
         self.held_bytes = 0
         self.in_flight = 0
+        # Of those, how many wait for the pool.
+        self.late = 0
         self.opened_at = 0.0
         self.arrived = 0.0
         # When it last said something whole: a trickle of bytes is silence.

@@ -3,11 +3,17 @@
 A PSAM that is played lives as long as its users want it; what officers change since, whoever lends it has to heed. Its
 keys are the ring's, which looks at state, validity, use and ceiling of each at every use, so a key that is stopped
 stops here too. It has no master key of its own: officers decide on its keys, and nobody loads one by CREATE KEY.
+
+Its memory waits for the store, so a command that `keyd.psam.may_wait` belongs on a worker thread. The ring is the
+tick's alone, and `RingOnTick` asks it there.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
+
+import trio
 
 from keyd.custody.psam_memory import StoreMemory
 from keyd.custody.psam_rows import HeldPsam
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
 
     from keyd.custody.catalogue import Catalogue
     from keyd.custody.contents import Contents
-    from keyd.keys.ring import KeyRing
+    from keyd.keys.block import KeyHeader
+    from keyd.keys.hierarchy import RootKey
+    from keyd.keys.sam import CardKeyRef
+    from keyd.psam.ring import LendsRoots
     from keyd.registry.psam import KeptPsam
     from keyd.store.database import Store
 
@@ -45,13 +54,33 @@ def playable(contents: Contents, now: int) -> dict[str, KeptPsam]:
     return found
 
 
+class RingOnTick:
+    """The tick's ring, for PSAMs that answer on worker threads as well. To be made on the tick."""
+
+    def __init__(self, ring: LendsRoots) -> None:
+        self._ring = ring
+        self._tick = threading.get_ident()
+
+    def lend(self, ref: CardKeyRef) -> RootKey:
+        """See `keyd.keys.ring.KeyRing.lend`; a worker thread of trio's waits for the tick."""
+        if threading.get_ident() == self._tick:
+            return self._ring.lend(ref)
+        return trio.from_thread.run_sync(self._ring.lend, ref)
+
+    def answering(self, ref: CardKeyRef) -> KeyHeader:
+        """See `keyd.keys.ring.KeyRing.answering`; as `lend`."""
+        if threading.get_ident() == self._tick:
+            return self._ring.answering(ref)
+        return trio.from_thread.run_sync(self._ring.answering, ref)
+
+
 class Player:
     """Makes PSAMs that answer of PSAMs that officers issued."""
 
     def __init__(
         self,
         store: Store,
-        ring: KeyRing,
+        ring: LendsRoots,
         catalogue: Catalogue,
         random_bytes: Callable[[int], bytes],
     ) -> None:

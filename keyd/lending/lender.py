@@ -7,7 +7,9 @@ told, and nobody gets it before it was reset and read anew. What somebody left i
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -26,6 +28,7 @@ from keyd.iso7816 import ResponseApdu, UnexpectedStatusWord
 from keyd.lending.conversation import converse
 from keyd.lending.member import MemberFailed
 from keyd.lending.open import Lent
+from keyd.lending.wrong_proofs import WrongProofs
 from keyd.psam.card_tasks import dialogue_of, place_of_task, require_possible
 from keyd.psam.level_index import identify_and_probe
 from keyd.psam.pool import Expired, Found, Granted, MemberState
@@ -105,9 +108,11 @@ class Lender:
         # By when each was used last, the longest ago first.
         self._open: OrderedDict[Lent, float] = OrderedDict()
         self._nursery: trio.Nursery | None = None
+        self.wrong_proofs = WrongProofs()
         self._woken = trio.Event()
-        # Until when nothing happens by itself.
-        self._quiet_until = 0.0
+        # Until when `run` sleeps. It may find that what it was to wake for is over already, which is cheaper than to
+        # wake it for each of them.
+        self._sleeps_until = -math.inf
 
     # For those who want a PSAM ----------------------------------------------------------------------------
 
@@ -211,7 +216,8 @@ class Lender:
         waiter = self._waiters[ticket] = _Waiter()
         self._settle()
         try:
-            await waiter.event.wait()
+            if waiter.turn is None:
+                await waiter.event.wait()
         except trio.Cancelled:
             self._pool.withdraw(ticket)
             turn = waiter.turn
@@ -309,8 +315,9 @@ class Lender:
                     self._nursery.start_soon(source.run, self._joined, self._parted)
                 while True:
                     self._woken = trio.Event()
-                    self._settle()
-                    with trio.move_on_at(self._quiet_until):
+                    if self._sleeps_until <= trio.current_time():
+                        self._sleeps_until = self._decide()
+                    with trio.move_on_at(self._sleeps_until):
                         await self._woken.wait()
         finally:
             self._nursery = None
@@ -372,6 +379,9 @@ class Lender:
         self._settle()
 
     async def _identify(self, member: Member) -> MemberFacts:
+        known = member.known(self._places)
+        if known is not None:
+            return known
         atr = await self._reset(member, 0)
 
         async def send(command: bytes) -> bytes:
@@ -429,7 +439,14 @@ class Lender:
     # Time -------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Have the pool decide, tell whom it concerns, and see to it that this happens again in time."""
+        """Have the pool decide, and see to it that this happens again in time."""
+        until = self._decide()
+        if until < self._sleeps_until:
+            self._sleeps_until = until
+            self._woken.set()
+
+    def _decide(self) -> float:
+        """Have the pool decide, and tell whom it concerns; return when something happens by itself."""
         now = trio.current_time()
         for event in self._pool.settle(now):
             if isinstance(event, Granted):
@@ -443,10 +460,7 @@ class Lender:
         for name in self._pool.due_probes(now):
             self._start(self._read, self._members[name])
         self._close_unused(now)
-        until = min([self._pool.next_moment(), *self._next_unused()])
-        if until < self._quiet_until:
-            self._woken.set()
-        self._quiet_until = until
+        return min([self._pool.next_moment(), *self._next_unused()])
 
     def _close_unused(self, now: float) -> None:
         while self._open:
@@ -456,7 +470,8 @@ class Lender:
             self._end(lent)
 
     def _next_unused(self) -> list[float]:
-        return [used + self._times.open_seconds for used in list(self._open.values())[:1]]
+        # The first one alone: there may be thousands, and this is asked with every turn.
+        return [used + self._times.open_seconds for used in islice(self._open.values(), 1)]
 
     def _start(self, do: Callable[..., Awaitable[None]], *args: object) -> None:
         # Before it runs, and after it has ended, nobody uses a member any more.

@@ -6,8 +6,9 @@ import enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from keyd.psam.level_index import MemberFacts, Place
     from keyd.psam.profile import PsamProfile
 
 
@@ -52,6 +53,9 @@ class Member(Protocol):
     @property
     def slots(self) -> int:
         """How many may use it side by side, at least 1."""
+
+    def known(self, places: Iterable[Place]) -> MemberFacts | None:
+        """Return who it is and which of these keys it has, if that is known without asking it; else None."""
 
     async def reset(self, slot: int) -> bytes:
         """Begin afresh: power, or whatever leaves nothing of who was there before. Returns the ATR.

@@ -12,6 +12,7 @@ import trio
 
 from keyd.errors import RemoteProtocolError
 from keyd.iso7816.chip_line import Messages, framed, maybe_answer
+from keyd.lending.promptly import receive_promptly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ async def play(chip: Chip, stream: trio.SocketStream) -> bool:
     messages = Messages()
     was_used = False
     try:
-        while data := await stream.receive_some(CHUNK_BYTES):
+        while data := await receive_promptly(stream, CHUNK_BYTES):
             for message in messages.receive_data_untrusted(data):
                 was_used = True
                 # In a thread: a PSAM syncs its transaction numbers to the disk.

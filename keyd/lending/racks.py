@@ -23,11 +23,13 @@ from keyd.lending.answers import (
     maybe_command,
 )
 from keyd.lending.member import MemberFailed, MemberKind
+from keyd.lending.promptly import receive_promptly
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from keyd.lending.member import Member
+    from keyd.psam.level_index import Place
     from keyd.psam.profile import PsamProfile
 
 # A PSAM takes tens of milliseconds; a chip that asks for more time (ISO 7816-3) may take a second or two.
@@ -123,6 +125,9 @@ class RackMember:
         self.name: Final = "rack:{}:{}".format(*address)
         self.gone: Final = trio.Event()
         self.was_used = False
+
+    def known(self, places: Iterable[Place]) -> None:
+        """See `Member.known`: a chip has to be asked."""
 
     async def reset(self, slot: int) -> bytes:
         """Reset the PSAM, over another line if the one before was closed; return the ATR.
@@ -239,7 +244,7 @@ class _Line:
         messages = Messages(longest=MAX_ANSWER_BYTES)
         try:
             with self._scope:
-                while data := await self._stream.receive_some(CHUNK_BYTES):
+                while data := await receive_promptly(self._stream, CHUNK_BYTES):
                     self._take_untrusted(messages, data)
                 self._lost.set()
                 self.close("the rack ended the line")

@@ -27,9 +27,10 @@ from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.pcsc import PcscFailed, ReaderChip, Watch, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from keyd.lending.member import Member
+    from keyd.psam.level_index import Place
     from keyd.psam.profile import PsamProfile
 
 # A PSAM takes tens of milliseconds; a chip that asks for more time (ISO 7816-3) may take a second or two.
@@ -170,6 +171,9 @@ class ReaderMember:
         """How many threads were left in a command that did not end."""
         self._left[:] = [worker for worker in self._left if worker.is_alive]
         return len(self._left)
+
+    def known(self, places: Iterable[Place]) -> None:
+        """See `Member.known`: a chip has to be asked."""
 
     async def reset(self, slot: int) -> bytes:
         """Connect if need be, and reset the PSAM; return the ATR. Takes at most two timeouts.

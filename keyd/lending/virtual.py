@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import trio
 
+from keyd.crypto.native._core import KeyGone
 from keyd.errors import Refusal
-from keyd.lending.member import MemberKind
-from keyd.psam.applet import Applet
+from keyd.lending.member import MemberFailed, MemberKind
+from keyd.psam.applet import Applet, may_wait
+from keyd.psam.level_index import MemberFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from keyd.lending.member import Member
+    from keyd.psam.level_index import Place
     from keyd.psam.profile import PsamProfile
     from keyd.psam.state import Psam
 
 # As many as a busy site has machines; a slot costs a kilobyte and no key.
 DEFAULT_SLOTS: Final = 256
-
-# Instructions that may keep a counter, and so wait for a disk: EXTERNAL AUTHENTICATE, INIT SAM FOR PURCHASE, CREDIT SAM
-# and CREATE or CHANGE KEY. All others are arithmetic in memory, a few microseconds.
-KEEPS_COUNTERS: Final = frozenset({0x82, 0x70, 0x72, 0xD4})
 
 # Until a PSAM whose counters could not be read is tried again.
 RETRY_SECONDS: Final = 5.0
@@ -43,8 +41,8 @@ class VirtualMember:
         self.slots = slots
         self._psam = psam
         self._applets: dict[int, Applet] = {}
-        # The counters are one PSAM's: two slots that buy at the same time take one number after the other.
-        self._counting = threading.Lock()
+        self._places: tuple[Place, ...] = ()
+        self._levels: dict[Place, int] = {}
 
     @property
     def kind(self) -> MemberKind:
@@ -56,6 +54,18 @@ class VirtualMember:
         """See `Member.profile`."""
         return self._psam.profile
 
+    def known(self, places: Iterable[Place]) -> MemberFacts:
+        """See `Member.known`: probing would be a use of each key, and many have ceilings."""
+        identity = self._psam.identity
+        self._places = tuple(places)
+        self._levels = self._psam.levels_at(self._places)
+        return MemberFacts(identity.serial, identity.terminal, self._psam.profile.atr, self._levels)
+
+    @property
+    def is_as_known(self) -> bool:
+        """Whether its keys are still those that `known` has said."""
+        return self._psam.levels_at(self._places) == self._levels
+
     async def reset(self, slot: int) -> bytes:
         """See `Member.reset`."""
         self._applets.pop(slot, None)
@@ -66,17 +76,17 @@ class VirtualMember:
         applet = self._applets.get(slot)
         if applet is None:
             applet = self._applets[slot] = Applet(self._psam)
-        if len(command) > 1 and command[1] in KEEPS_COUNTERS:
-            return await trio.to_thread.run_sync(
-                self._transmit_counting, applet, command, abandon_on_cancel=True
-            )
-        # Many commands in a row must not keep the tick waiting.
-        await trio.lowlevel.checkpoint()
-        return applet.transmit(command)
-
-    def _transmit_counting(self, applet: Applet, command: bytes) -> bytes:
-        with self._counting:
+        try:
+            if may_wait(command):
+                return await trio.to_thread.run_sync(
+                    applet.transmit, command, abandon_on_cancel=True
+                )
+            # Many commands in a row must not keep the tick waiting.
+            await trio.lowlevel.checkpoint()
             return applet.transmit(command)
+        except KeyGone:
+            # keyd was sealed in this instant.
+            raise MemberFailed("its keys were wiped") from None
 
 
 class VirtualSource(Generic[IssuedT]):
@@ -93,12 +103,18 @@ class VirtualSource(Generic[IssuedT]):
         self._owner_of = owner_of
         self._slots = slots
         self._issued: dict[str, IssuedT] = {}
+        # What the ring decided by when its keys were looked at last, and now.
+        self._looked_in = self._epoch = 0
         self._there: dict[str, tuple[IssuedT, VirtualMember]] = {}
         self._changed = trio.Event()
 
-    def show(self, issued: Mapping[str, IssuedT]) -> None:
-        """Take over which PSAMs there are, by 终端机编号. One whose record is another now begins anew."""
+    def show(self, issued: Mapping[str, IssuedT], epoch: int = 0) -> None:
+        """Take over which PSAMs there are, by 终端机编号. One whose record is another now begins anew.
+
+        So does, when the ring's epoch is another, one that has other keys than before.
+        """
         self._issued = dict(issued)
+        self._epoch = epoch
         self._changed.set()
 
     async def run(self, joined: Callable[[Member], None], parted: Callable[[Member], None]) -> None:
@@ -113,8 +129,11 @@ class VirtualSource(Generic[IssuedT]):
         self, joined: Callable[[Member], None], parted: Callable[[Member], None]
     ) -> float:
         """Let come and go what has to; return when to try again what could not be played."""
+        keys_may_differ = self._looked_in != self._epoch
+        self._looked_in = self._epoch
         for number, (record, member) in list(self._there.items()):
-            if self._issued.get(number) != record:
+            is_same = self._issued.get(number) == record
+            if not is_same or (keys_may_differ and not member.is_as_known):
                 del self._there[number]
                 parted(member)
         wait = math.inf

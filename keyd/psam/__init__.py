@@ -10,7 +10,7 @@ and how its dialect differs is a profile (`keyd.psam.profile`), which is a file;
 the key ring is one of (`keyd.psam.ring`).
 """
 
-from keyd.psam.applet import Applet
+from keyd.psam.applet import Applet, may_wait
 from keyd.psam.counters import Counters, PsamMemory, PsamRecord, TransientMemory
 from keyd.psam.file_memory import FileMemory
 from keyd.psam.guard import Dialects, Guard
@@ -41,5 +41,6 @@ __all__ = [
     "RingKeys",
     "TransientMemory",
     "load_psam_profiles",
+    "may_wait",
     "synthetic_psam",
 ]

@@ -51,6 +51,15 @@ class Command:
     keeps_transaction: bool = False
 
 
+# What may wait for the memory: INIT SAM FOR PURCHASE, CREDIT SAM, EXTERNAL AUTHENTICATE, CREATE and CHANGE KEY.
+_REMEMBERED: Final = frozenset({0x70, 0x72, 0x82, 0xD4})
+
+
+def may_wait(command: bytes) -> bool:
+    """Whether `Applet.transmit` may wait for the PSAM's memory with this command: a disk, or a database."""
+    return len(command) > 1 and command[1] in _REMEMBERED
+
+
 class Applet:
     """A PSAM that answers commands as bytes. One at a time: it is its caller's to see to that."""
 

@@ -51,6 +51,9 @@ _HARMLESS: Final = frozenset(
 # A wrong proof of such a key counts against the PSAM, and so against everybody who uses it.
 _OWN_KEYS: Final = frozenset({(0x00, 0x82), (0x84, 0xD4)})
 
+# ISO 7816-4: SW1 of what was done with a warning.
+_WARNINGS: Final = frozenset({0x62, 0x63})
+
 # Zhejiang issues by city: the last two digits are blanked before keys are diversified.
 _ZHEJIANG: Final = "33"
 _CITY_DIGITS: Final = 4
@@ -160,16 +163,20 @@ class Guard:
 
     def note(self, apdu: CommandApdu, sw: int) -> None:
         """Take note of how a command that was sent has been answered."""
-        if sw != SW.OK and more_data(sw) is None:
-            return
         kind = (apdu.cla, apdu.ins)
+        if kind not in (_SELECT, _INITIALIZE_ENVIRONMENT):
+            return
+        if sw != SW.OK and more_data(sw) is None:
+            if sw >> 8 in _WARNINGS:
+                # It may have been done, and not as it was asked.
+                self.environment = None
+            return
         if kind == _INITIALIZE_ENVIRONMENT:
             self.environment = self._dialects.of_province(apdu.data[0]) if apdu.data else None
-        elif kind == _SELECT and (apdu.p1 == BY_NAME or len(apdu.data) == 2):
-            if not self._dialects.is_within(apdu.data):
-                self.environment = self._dialects.of_name(apdu.data)
-        elif kind == _SELECT:
+        elif apdu.p1 != BY_NAME and len(apdu.data) != 2:
             self.environment = None
+        elif not self._dialects.is_within(apdu.data):
+            self.environment = self._dialects.of_name(apdu.data)
 
     def _require_key(self, kind: int, key_id: int) -> None:
         algorithm = self.environment

@@ -58,6 +58,9 @@ class PsamKeys(Protocol):
             Refusal: there is such a key, and it must not be used.
         """
 
+    def levels(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> int | None:
+        """Return how often a key diversifies, 0 to 3, without using it; None if `find` would return or give none."""
+
     def attributes(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> KeyAttributes | None:
         """Return what is said of a key that CHANGE KEY may replace; None if there is none."""
 
@@ -76,6 +79,11 @@ class KeySet:
         require_computable(algorithm)
         found = self._keys.get((kind, key_id, algorithm))
         return None if found is None else found[1]
+
+    def levels(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> int | None:
+        """See `PsamKeys.levels`."""
+        found = self._keys.get((kind, key_id, algorithm))
+        return None if found is None or algorithm is CardAlgorithm.SSF33 else found[0].levels
 
     def attributes(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> KeyAttributes | None:
         """See `PsamKeys.attributes`."""

@@ -371,19 +371,16 @@ class Pool:
 
     def _grant(self, ticket: Ticket, now: float) -> Granted:
         """Make a turn of a ticket that comes next at one member at least; the strategy says at which of those."""
-        members = [
-            member
-            for member in self._tickets[ticket]
-            # Nowhere is it let in before others who wait there.
-            if member.free and member.rotation.head() is ticket
-        ]
+        waited_for = self._tickets[ticket]
+        # Nowhere is it let in before others who wait there.
+        members = [m for m in waited_for if m.free and m.rotation.head() is ticket]
         member = self._members.best(members, ticket.asker)
         self._drop(ticket)
-        member.rotation.to_end(ticket.asker)
+        number = next(self._numbers)
+        for other in waited_for:
+            other.rotation.served(ticket.asker, number, is_here=other is member)
         slot, found = member.take(ticket.session)
-        turn = Turn(
-            next(self._numbers), ticket.asker, ticket.session, member.name, slot, found, now
-        )
+        turn = Turn(number, ticket.asker, ticket.session, member.name, slot, found, now)
         member.held[slot] = turn
         member.turns += 1
         self._clock.begin(turn)

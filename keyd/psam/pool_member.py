@@ -1,72 +1,26 @@
-"""One member of the pool as the pool sees it: its state, its slots, and who waits for it in which order.
-
-Between askers it is a rotation: whoever gets a turn and wants more goes to the end of it. Of one asker's tickets the
-oldest comes first. So between two turns that a member gives to one asker, everybody else who waits for it has had one.
-"""
+"""One member of the pool as the pool sees it: its state, its slots and its figures."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from keyd.errors import LocalProtocolError
+from keyd.psam.pool_rotation import Rotation
 from keyd.psam.pool_terms import Found, MemberState, Standing
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from keyd.psam.level_index import MemberFacts, Place
-    from keyd.psam.pool_terms import Session, Ticket, Turn
+    from keyd.psam.pool_terms import Session, Turn
 
 # What a turn is thought to take before one was seen, in seconds: a few round trips to a real PSAM.
 FIRST_MEAN_SECONDS: Final = 0.1
 
 # How much the last turn counts in the mean: an eighth, as in TCP's round trip time.
 MEAN_WEIGHT: Final = 0.125
-
-
-class Rotation:
-    """The tickets that wait for one member, in the order in which it serves them."""
-
-    def __init__(self) -> None:
-        self._askers: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def add(self, ticket: Ticket) -> None:
-        """Let a ticket wait behind its asker's others; an asker who did not wait comes to the end."""
-        self._askers.setdefault(ticket.asker, {})[ticket] = None
-        self._length += 1
-
-    def remove(self, ticket: Ticket) -> None:
-        """Take a ticket out. Its asker keeps the place in the rotation as long as it has others here."""
-        tickets = self._askers[ticket.asker]
-        del tickets[ticket]
-        self._length -= 1
-        if not tickets:
-            del self._askers[ticket.asker]
-
-    def head(self) -> Ticket | None:
-        """Return who comes next."""
-        for tickets in self._askers.values():
-            return next(iter(tickets))
-        return None
-
-    def to_end(self, asker: str) -> None:
-        """Put an asker who had a turn behind all others, if it waits for more."""
-        if asker in self._askers:
-            self._askers.move_to_end(asker)
-
-    def clear(self) -> list[Ticket]:
-        """Take all tickets out and return them."""
-        tickets = [ticket for tickets in self._askers.values() for ticket in tickets]
-        self._askers.clear()
-        self._length = 0
-        return tickets
 
 
 @dataclass(eq=False)

@@ -6,13 +6,12 @@ Keys that were loaded by CREATE KEY, and the PSAM's own, are in a set of its own
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from keyd.errors import KeyNotFound
+from keyd.errors import KeyNotFound, Refusal
 from keyd.keys.hierarchy import Region
 from keyd.keys.sam import CardKeyRef, purpose
-from keyd.psam.keys import SET as SET
-from keyd.psam.keys import KeyAttributes, PsamKey, PsamKeys
+from keyd.psam.keys import SET, KeyAttributes, PsamKey, PsamKeys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,16 +19,27 @@ if TYPE_CHECKING:
     from keyd.cards.profile import ProfileKey
     from keyd.crypto.algorithms import CardAlgorithm
     from keyd.crypto.secret import SecretKey
-    from keyd.keys.ring import KeyRing
+    from keyd.keys.block import KeyHeader
+    from keyd.keys.hierarchy import RootKey
 
 # The ring wants to know for which city and card; of a root that is lent it does not matter.
 _NOBODY: Final = Region("000000")
 
 
+class LendsRoots(Protocol):
+    """What is asked of the key ring."""
+
+    def lend(self, ref: CardKeyRef) -> RootKey:
+        """See `keyd.keys.ring.KeyRing.lend`."""
+
+    def answering(self, ref: CardKeyRef) -> KeyHeader:
+        """See `keyd.keys.ring.KeyRing.answering`."""
+
+
 class RingKeys:
     """A ring's roots, by what a PSAM calls them, behind the keys of one PSAM."""
 
-    def __init__(self, ring: KeyRing, places: Iterable[ProfileKey], own: PsamKeys) -> None:
+    def __init__(self, ring: LendsRoots, places: Iterable[ProfileKey], own: PsamKeys) -> None:
         self._ring = ring
         self._own = own
         self._places: Final = {
@@ -48,10 +58,20 @@ class RingKeys:
         place = self._places.get((kind, key_id))
         if own is not None or place is None:
             return own
-        wanted = purpose(place.use)
         try:
-            return self._ring.lend(CardKeyRef(place.address, algorithm, _NOBODY, bytes(8), wanted))
+            return self._ring.lend(_ref(place, algorithm))
         except KeyNotFound:
+            return None
+
+    def levels(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> int | None:
+        """See `PsamKeys.levels`: the key's header says it, and no use is counted."""
+        own = self._own.levels(kind, key_id, algorithm)
+        place = self._places.get((kind, key_id))
+        if own is not None or place is None:
+            return own
+        try:
+            return self._ring.answering(_ref(place, algorithm)).levels
+        except Refusal:
             return None
 
     def attributes(self, kind: int, key_id: int, algorithm: CardAlgorithm) -> KeyAttributes | None:
@@ -61,3 +81,7 @@ class RingKeys:
     def put(self, attributes: KeyAttributes, algorithm: CardAlgorithm, key: SecretKey) -> None:
         """See `PsamKeys.put`."""
         self._own.put(attributes, algorithm, key)
+
+
+def _ref(place: ProfileKey, algorithm: CardAlgorithm) -> CardKeyRef:
+    return CardKeyRef(place.address, algorithm, _NOBODY, bytes(8), purpose(place.use))

@@ -14,11 +14,12 @@ from keyd.psam.counters import NumbersSpent
 from keyd.psam.own import OwnKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from keyd.keys.hierarchy import CipherKey, SessionKey
     from keyd.psam.counters import Counters
     from keyd.psam.keys import PsamKey, PsamKeys
+    from keyd.psam.level_index import Place
     from keyd.psam.profile import Environment, Operation, PsamIdentity, PsamProfile
 
 # The name under which wrong MAC2s are counted; own keys have their type and id.
@@ -117,6 +118,19 @@ class Psam:
             raise Declined(SW.CONDITIONS_NOT_SATISFIED) from None
         if found is None:
             raise Declined(missing)
+        return found
+
+    def levels_at(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Return the level index of keys that a terminal can use: what probing finds out, without a use of any."""
+        found = {}
+        for place in places:
+            row = self.profile.kinds.get(place.kind)
+            if row is None or place.algorithm not in self.profile.environments:
+                continue
+            if row.operations or row.is_by_version:
+                levels = self.keys.levels(*place)
+                if levels:
+                    found[place] = levels
         return found
 
     def own_key(self, channel: Channel, key_id: int) -> tuple[OwnKey, str]:

@@ -12,6 +12,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from keyd.cli.files import public_key, read_hidden, write_new
 from keyd.cli.key_spec import (
@@ -32,7 +33,7 @@ from keyd.cli.papers import (
     sheet_value,
 )
 from keyd.cli.words import describe, plain_action
-from keyd.crypto.algorithms import Algorithm
+from keyd.crypto.algorithms import Algorithm, CardAlgorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import Share, decode_share, encode_share
 from keyd.crypto.sm2 import Sm2PrivateKey
@@ -42,6 +43,7 @@ from keyd.custody.transport import wrap_for_transport
 from keyd.errors import BadParameter, KeyFileUnusable
 from keyd.keys.block import Domain, Export, KeyPlace, Mode, Tier, Use
 from keyd.keys.roots import active_root
+from keyd.registry.psam import PsamAct, PsamSpec
 from keyd.registry.terminal import Form, Proof, TerminalSpec
 
 if TYPE_CHECKING:
@@ -261,6 +263,14 @@ TERMINAL: Final = TerminalSpec(
     valid_until=2_000_000_000,
     public_key=POINT,
 )
+PSAM: Final = PsamSpec(
+    bytes.fromhex("510100000428"),
+    bytes.fromhex("51010020260000000428"),
+    "social-security",
+    CardAlgorithm.DES,
+    tuple(f"K{n}*" for n in range(32)),
+    valid_until=2_000_000_000,
+)
 KCV: Final = b"\x12\x34\x56"
 BLOCK: Final = act.TransportFormat.BLOCK
 
@@ -310,6 +320,17 @@ ACTIONS: Final[dict[act.Action, tuple[str, ...]]] = {
     act.GiveEnrolmentCodes(("DESK-1",), "wang", 7): ("DESK-1", "wang", "7 days"),
     act.GiveTerminalKeys(("DESK-1",), "wang"): ("DESK-1", "wang", "can pass for it"),
     act.MakeAuthority("guomi", "某市 CA", 10): ("guomi", "某市 CA", "10 years"),
+    act.IssuePsams((PSAM, replace(PSAM, number=b"\x51\x01\x00\x00\x04\x29"))): (
+        *("2 PSAMs", "发卡", "510100000428", "51010020260000000428", "510100000429", "K31*"),
+        *("social-security", "DES", "2033-05-18", "before it is assigned"),
+    ),
+    act.ChangePsams(("510100000428",), PsamAct.ASSIGN, "DESK-1"): (
+        *("领用", "510100000428", "terminal DESK-1 alone"),
+    ),
+    act.ChangePsams(("510100000428",), PsamAct.ASSIGN): ("领用", "the shared set"),
+    act.ChangePsams(("510100000428",), PsamAct.RETURN, reason="柜台"): ("退回", "柜台"),
+    act.ChangePsams(("510100000428",), PsamAct.RETIRE): ("注销", "no way back"),
+    act.ChangePsams(("510100000428",), PsamAct.LOSE): ("挂失",),
 }
 
 
@@ -341,6 +362,8 @@ def test_words_know_a_key_by_its_label_and_what_it_was_before() -> None:
 def test_an_action_is_json_with_hex(action: act.Action) -> None:
     plain: dict[str, Any] = plain_action(action)
     text = msgspec.json.encode(plain).decode()
+    for psam in plain.get("psams", ()):
+        assert (psam["serial"], psam["environment"]) == ("51010020260000000428", "DES")
     for terminal in plain.get("terminals", ()):
         assert (terminal["psam_number"], terminal["public_key"]) == (
             "110101000001",

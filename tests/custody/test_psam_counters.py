@@ -101,7 +101,7 @@ def test_two_keyds_of_one_store_play_one_psam(either_world: World) -> None:
 
 
 def test_killed_between_the_two_commands_a_number_never_comes_twice(either_world: World) -> None:
-    """Two keyds play one PSAM, and each is killed at any moment, again and again: in the whole run no number repeats."""
+    """Two keyds play one PSAM, each is killed at any moment, again and again: in the whole run no number repeats."""
     world = either_world
     issue(world, keys=("*",))
     assign(world)

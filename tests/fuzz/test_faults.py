@@ -11,16 +11,19 @@ import pytest
 import keyd.policy
 from keyd.audit import records
 from keyd.audit.verify import Report
+from keyd.errors import Status
 from keyd.handlers import HANDLERS
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.policy.table import Allowed
 from keyd.protocol import connection
+from keyd.protocol.connection import Ask
 from keyd.protocol.messages.daemon import AskRandom, RandomBytes
 from keyd.tls.connection import _Line
 from tests.fuzz.target import load
-from tests.fuzz.targets import officers
+from tests.fuzz.targets import officers, psam
 from tests.fuzz.targets.dispatch import GOOD
-from tests.test_dispatch import CODE, Keyd
+from tests.psam.desk import AppletDesk
+from tests.test_dispatch import CODE, Keyd, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +52,9 @@ def raising(*_arguments: Any, **_named: Any) -> Any:
 
 
 def test_without_a_fault_nothing_is_found() -> None:
-    for name in ("server_connection", "client_connection", "dispatch", "journal", "tls_line"):
+    for name in (
+        *("server_connection", "client_connection", "dispatch", "journal", "tls_line", "psam"),
+    ):
         fed(load(name), 50)
 
 
@@ -73,6 +78,30 @@ def test_a_log_line_with_a_pin_in_it_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("keyd.telemetry.describe", msgspec.structs.asdict)
     with pytest.raises(AssertionError):
         fed(target, 0)
+
+
+def test_a_guard_that_sleeps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load("psam")
+    monkeypatch.setattr("keyd.psam.guard.Guard.require_allowed", lambda *_arguments: None)
+    with pytest.raises(AssertionError):
+        fed(target)
+
+
+def test_a_psam_is_mostly_answered_well() -> None:
+    """Otherwise the psam target would only ever see refusals."""
+    keyd = Keyd()
+    keyd.services.psams = AppletDesk()
+    session = keyd.terminal()
+    (opened,) = psam._answers(keyd, session, [Ask(0, "psam.open", [[psam.RKSSSE], 3, "any", "51"])])
+    statuses = {}
+    for number, (method, params) in enumerate(psam.GOOD):
+        ask = psam._with_handle(Ask(number, method, params), opened.result[0])
+        (answer,) = psam._answers(keyd, session, [ask])
+        statuses[number, method] = status_of(answer)
+    refused = {method for (_, method), status in statuses.items() if status is not Status.OK}
+    # It was not opened for a purchase.
+    assert refused == {"psam.transmit_many", "psam.make_purchase", "psam.confirm_purchase"}
+    assert sum(status is Status.OK for status in statuses.values()) == 9
 
 
 def test_good_requests_are_answered_well() -> None:
@@ -176,7 +205,7 @@ def test_what_officers_sign_is_done(in_own_process: Callable[[str], str]) -> Non
 import trio
 from tests.fuzz.mutators import messages_of
 from tests.fuzz.target import load
-from tests.fuzz.targets import officers
+from tests.fuzz.targets import officers, psam
 
 for seed in load("officers").seeds()[:16]:
     commands = messages_of(seed)

@@ -28,6 +28,7 @@ RUNS: Final = {
     "officers": 60,
     "policy_file": 300,
     "profiles": 300,
+    "psam": 1500,
     "texts": 5000,
     "tls_line": 400,
 }

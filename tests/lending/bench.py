@@ -13,7 +13,7 @@ from tests.psam.bench import make_applet
 from tests.psam.commands import apdu, deliver
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from keyd.lending.member import Member
 
@@ -58,25 +58,51 @@ class Pool:
 
 
 class Slow:
-    """A PSAM that goes on computing until it is let go."""
+    """A PSAM that goes on computing until it is let go, and counts who asks it meanwhile."""
 
     def __init__(self) -> None:
         self.applet = make_applet()
         self.is_slow = False
+        self.is_slow_to_start = False
         self.begun, self.let_go = threading.Event(), threading.Event()
+        self.overlaps = 0
+        self._busy = threading.Lock()
 
     @property
     def atr(self) -> bytes:
+        if self.is_slow_to_start:
+            self._wait()
         return self.applet.atr
 
     def reset(self) -> bytes:
-        return self.applet.reset()
+        return self._alone(self.applet.reset)
 
     def transmit(self, command: bytes) -> bytes:
+        return self._alone(lambda: self._compute(command))
+
+    def _compute(self, command: bytes) -> bytes:
         if self.is_slow:
-            self.begun.set()
-            self.let_go.wait(SECONDS)
+            self._wait()
         return self.applet.transmit(command)
+
+    def _wait(self) -> None:
+        self.begun.set()
+        self.let_go.wait(2 * SECONDS)
+
+    def _alone(self, do: Callable[[], bytes]) -> bytes:
+        if not self._busy.acquire(blocking=False):
+            self.overlaps += 1
+            return b"\x6f\x00"
+        try:
+            return do()
+        finally:
+            self._busy.release()
+
+
+async def begun(slow: Slow) -> None:
+    """Wait until it computes."""
+    while not slow.begun.is_set():  # noqa: ASYNC110 - a thread sets it
+        await trio.sleep(0.01)
 
 
 async def failing(call: Awaitable[bytes]) -> str:

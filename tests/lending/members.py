@@ -16,9 +16,11 @@ from keyd.psam.level_index import every_place
 from keyd.psam.pool import Pool, PoolLimits, Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from keyd.lending.member import Source
     from keyd.psam import Psam, PsamProfile
+    from keyd.psam.level_index import Place
 
 PROFILE: Final = load_psam_profiles()["social-security"]
 CARDS: Final = newest(load_profiles())
@@ -58,6 +60,9 @@ class Chip:
         self._plan = plan
         self._is_usable = False
         self._is_busy = False
+
+    def known(self, places: Iterable[Place]) -> None:
+        """See `Member.known`: a chip has to be asked."""
 
     async def reset(self, slot: int) -> bytes:
         """See `Member.reset`."""
@@ -114,7 +119,7 @@ class Fixed:
 
 
 def lender_of(
-    source: Fixed,
+    source: Source,
     limits: PoolLimits | None = None,
     times: Times | None = None,
     strategy: Strategy = Strategy.LEAST_USED,

@@ -13,8 +13,10 @@ from tests.lending.members import Chip
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterable
 
     from keyd.psam import Psam, PsamProfile
+    from keyd.psam.level_index import MemberFacts, Place
     from tests.lending.members import Fixed
 
 # What becomes of a command, as `Chip` knows it.
@@ -99,6 +101,10 @@ class Played:
     def profile(self) -> PsamProfile:
         """See `Member.profile`."""
         return self._member.profile
+
+    def known(self, places: Iterable[Place]) -> MemberFacts:
+        """See `Member.known`."""
+        return self._member.known(places)
 
     async def reset(self, slot: int) -> bytes:
         """See `Member.reset`."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.errors import PoolExhausted, PsamGone, PsamNotFound, Refusal
+from keyd.errors import NotAllowed, PoolExhausted, PsamGone, PsamNotFound, Refusal
 from keyd.handlers.desk import Wanted
 from keyd.keys.block import Use
 from keyd.keys.sam import MacTask
+from keyd.lending.wrong_proofs import MOST_IN_A_ROW
 from tests.lending.soak_cards import APPLICATION, GET_DATA, GET_TERMINAL, RESPONSE, Cards, lv
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Terminal:
         self._site = site
         self._chance = chance
         self._cards = Cards(number, chance)
+        self._wrong_in_a_row = 0
         self._deck: list[Callable[[], Awaitable[None]]] = []
 
     async def run_one(self) -> None:
@@ -139,10 +141,11 @@ class Terminal:
         random_and_number, amounts = self._chance.randbytes(6), self._chance.randbytes(12)
         when = bytes.fromhex("01") + self._chance.randbytes(7)
         data = random_and_number + amounts + when + bytes.fromhex("0103") + self._cards.factors()
+        begin = bytes.fromhex("80700100") + lv(data)
         if self._chance.random() < 0.5:
-            answer = await self._send(lent, bytes.fromhex("80700100") + lv(data) + b"\x08")
+            answer = await self._begin_purchase(lent, begin + b"\x08")
         else:
-            waits = await self._send(lent, bytes.fromhex("80700100") + lv(data))
+            waits = await self._begin_purchase(lent, begin)
             self._same(waits, bytes.fromhex("6108"), "80 70")
             await self._pause()
             answer = await self._send(lent, RESPONSE)
@@ -165,9 +168,19 @@ class Terminal:
         if self._chance.random() < 0.1:
             wrong = bytes.fromhex("8072000004") + bytes(4)
             self._same(await self._send(lent, wrong), WRONG_MAC2, "a wrong MAC2")
+            self._wrong_in_a_row += 1
             return
         credit = bytes.fromhex("8072000004") + _bytes(right[1])
         self._same(await self._send(lent, credit), OK, "MAC2")
+        self._wrong_in_a_row = 0
+
+    async def _begin_purchase(self, lent: OpenPsam, command: bytes) -> bytes:
+        try:
+            return await self._send(lent, command)
+        except NotAllowed:
+            if self._wrong_in_a_row < MOST_IN_A_ROW:
+                self._fault("a purchase is not allowed to a terminal that was right")
+            raise GaveUp("a purchase: NotAllowed") from None
 
     async def _abandon(self) -> None:
         """Be gone in the middle of a command, with a key on the chip."""

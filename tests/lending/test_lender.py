@@ -19,6 +19,7 @@ from keyd.errors import (
     Refusal,
 )
 from keyd.handlers.desk import Wanted
+from keyd.iso7816 import converse
 from keyd.keys.block import Use
 from keyd.keys.hierarchy import Region, city_diversifier, province_diversifier
 from keyd.keys.ring import KeyRing
@@ -27,9 +28,19 @@ from keyd.keys.sam import CardKeyRef, CryptogramTask, ProtectTask, TacTask, purp
 from keyd.lending.lender import Times
 from keyd.lending.virtual import VirtualMember, VirtualSource
 from keyd.psam import Applet
-from keyd.psam.level_index import Place
+from keyd.psam.level_index import Place, identify_and_probe
 from keyd.psam.pool import PoolLimits, Strategy
-from tests.lending.members import ALGORITHMS, CARDS, Chip, Fixed, lender_of, psam, until_ready
+from tests.lending.members import (
+    ALGORITHMS,
+    CARDS,
+    PLACES,
+    PROFILE,
+    Chip,
+    Fixed,
+    lender_of,
+    psam,
+    until_ready,
+)
 
 if TYPE_CHECKING:
     from keyd.handlers.desk import OpenPsam
@@ -278,6 +289,31 @@ async def test_a_turn_that_came_too_late_leaves_the_chip_as_another_left_it(
         assert await second.transmit(GET_TERMINAL) == expected, steps
 
 
+async def test_a_terminal_that_is_wrong_again_and_again_locks_no_shared_psam(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    chip = Chip(1)
+    lender = lender_of(Fixed([chip]))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    wrong, right = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+
+    async def buy(lent: OpenPsam) -> None:
+        await answers(lent, SM4_ENVIRONMENT, APPLICATION, PURCHASE)
+        assert await lent.transmit(bytes.fromhex("807200000400000000")) == bytes.fromhex("9302")
+
+    for _ in range(3):
+        await buy(wrong)
+    for lent in (wrong, await lender.open("T1", Wanted())):
+        with pytest.raises(NotAllowed, match="3 times in a row"):
+            await lent.transmit(PURCHASE)
+    # What it reads with is not concerned, and nobody else is.
+    assert (await answers(wrong, DELIVER, CIPHER))[0] == b"\x90\x00"
+    await buy(right)
+    await trio.sleep(601)
+    await buy(await lender.open("T1", Wanted()))
+
+
 # Which PSAM ------------------------------------------------------------------------------------------------------
 
 
@@ -505,7 +541,7 @@ async def test_slots_of_a_virtual_psam_share_its_numbers_and_nothing_else(
     async def buy(terminal: str) -> None:
         lent = await lender.open(terminal, Wanted())
         await answers(lent, SM4_ENVIRONMENT, APPLICATION)
-        for _ in range(5):
+        for _ in range(3):
             waiting = await lent.transmit(PURCHASE)
             assert waiting == bytes.fromhex("6108")
             numbers.append((await lent.transmit(bytes.fromhex("00C0000008")))[:4])
@@ -513,16 +549,25 @@ async def test_slots_of_a_virtual_psam_share_its_numbers_and_nothing_else(
         await lent.close()
 
     async with trio.open_nursery() as buyers:
-        for number in range(3):
+        for number in range(5):
             buyers.start_soon(buy, f"T{number}")
     assert len(set(numbers)) == len(numbers) == 15
+
+
+def test_what_is_known_of_a_virtual_psam_is_what_probing_finds_out() -> None:
+    played = psam(1)
+    probed = converse(identify_and_probe(PLACES, PROFILE), Applet(played).transmit)
+    known = VirtualMember("virtual 1", played).known(PLACES)
+    assert known.levels == probed.levels
+    assert (known.serial, known.terminal) == (probed.serial, probed.terminal)
+    assert len(known.levels) > 100
 
 
 async def test_issued_psams_come_go_and_begin_anew(nursery: trio.Nursery) -> None:
     source: VirtualSource[str] = VirtualSource(
         lambda number: psam(int(number)), lambda _number: "", slots=2
     )
-    lender = lender_of(source)  # type: ignore[arg-type]
+    lender = lender_of(source)
     nursery.start_soon(lender.run)
     source.show({"000000000001": "1", "000000000002": "2"})
     await until_ready(lender, 2)

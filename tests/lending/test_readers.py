@@ -20,7 +20,7 @@ import trio
 from keyd.lending.member import MemberFailed, MemberKind
 from keyd.lending.rack_server import play
 from keyd.lending.readers import MAX_STUCK, ReaderMember, ReaderSource
-from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, failing
+from tests.lending.bench import CIPHER, DELIVER, OK, SECONDS, SELECT, Pool, Slow, begun, failing
 from tests.lending.members import PROFILE
 from tests.pcscd import Pcscd, needs_pcscd, socket_of_this_process
 from tests.psam.bench import make_applet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from keyd.iso7816.chip_line import Chip
+    from keyd.lending.member import Member
 
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -39,8 +40,8 @@ pytest.importorskip(
 )
 pytestmark = needs_pcscd
 
-# Long for a PSAM behind pcscd, short for one that does not answer.
-COMMAND_SECONDS: Final = 3.0
+# Where a PSAM is to be given up, and another beside it is not.
+SHORT_SECONDS: Final = 3.0
 
 FIRST: Final = "reader:Virtual PCD 00 00"
 SECOND: Final = "reader:Virtual PCD 00 01"
@@ -85,7 +86,7 @@ async def _play(chip: Chip, stream: trio.SocketStream) -> None:
 
 @asynccontextmanager
 async def readers(
-    pcscd: Pcscd, *patterns: str, seconds: float = COMMAND_SECONDS
+    pcscd: Pcscd, *patterns: str, seconds: float = SECONDS
 ) -> AsyncIterator[tuple[Pool, list[Slot]]]:
     pool = Pool()
     source = ReaderSource(patterns or ["Virtual *"], PROFILE, command_seconds=seconds)
@@ -95,11 +96,6 @@ async def readers(
             yield pool, [Slot(nursery, pcscd.port + slot) for slot in range(2)]
             nursery.cancel_scope.cancel()
     assert not pool.there
-
-
-async def begun(slow: Slow) -> None:
-    while not slow.begun.is_set():  # noqa: ASYNC110 - a thread sets it
-        await trio.sleep(0.01)
 
 
 async def test_psams_in_two_slots_answer_as_they_do_without_a_reader(pcscd: Pcscd) -> None:
@@ -185,7 +181,7 @@ async def test_only_readers_that_are_named_are_used(pcscd: Pcscd) -> None:
 async def test_a_chip_that_is_pulled_mid_command_and_put_back(pcscd: Pcscd) -> None:
     pcscd.start()
     slow = Slow()
-    async with readers(pcscd, seconds=SECONDS) as (pool, (slot, other)):
+    async with readers(pcscd) as (pool, (slot, other)):
         await other.put(make_applet())
         await slot.put(slow)
         await pool.until(2)
@@ -220,7 +216,7 @@ async def test_a_chip_that_is_pulled_mid_command_and_put_back(pcscd: Pcscd) -> N
 
 async def test_pcscd_dies_mid_command_and_is_started_again(pcscd: Pcscd) -> None:
     slow = Slow()
-    async with readers(pcscd, seconds=SECONDS) as (pool, (slot, _)):
+    async with readers(pcscd) as (pool, (slot, _)):
         # It is not there yet, and joins when it is.
         await trio.sleep(0.2)
         assert pool.told == []
@@ -238,7 +234,10 @@ async def test_pcscd_dies_mid_command_and_is_started_again(pcscd: Pcscd) -> None
             nursery.start_soon(select)
             await begun(slow)
             pcscd.kill()
-        assert failures[0].startswith(f"{FIRST}: ")
+        # Whoever is first: the watching thread, or the one that had the command.
+        assert failures[0] == f"{FIRST}: {GONE}" or failures[0].startswith(
+            f"{FIRST}: SCardTransmit: "
+        )
         await pool.until(0)
         slow.is_slow = False
         slow.let_go.set()
@@ -273,7 +272,7 @@ async def test_a_reader_comes_and_goes(pcscd: Pcscd) -> None:
 async def test_a_chip_that_never_answers_does_not_hold_up_another_reader(pcscd: Pcscd) -> None:
     pcscd.start()
     slow = Slow()
-    async with readers(pcscd, seconds=1.0) as (pool, slots):
+    async with readers(pcscd, seconds=SHORT_SECONDS) as (pool, slots):
         await slots[0].put(slow)
         await slots[1].put(make_applet())
         await pool.until(2)
@@ -292,10 +291,10 @@ async def test_a_chip_that_never_answers_does_not_hold_up_another_reader(pcscd: 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work)
-            assert "no answer within 1 s" in await failing(stuck.transmit(0, SELECT))
+            assert "no answer within 3 s" in await failing(stuck.transmit(0, SELECT))
             nursery.cancel_scope.cancel()
         assert answers > 3
-        assert "no answer within 1 s" in await failing(stuck.transmit(0, SELECT))
+        assert "no answer within 3 s" in await failing(stuck.transmit(0, SELECT))
         threads = threading.active_count()
         # The reader is still with the command that does not end: a thread more, and not one for each attempt.
         for _ in range(5):
@@ -316,7 +315,7 @@ async def test_a_chip_that_never_answers_does_not_hold_up_another_reader(pcscd: 
 async def test_a_cancelled_command_takes_its_answer_with_it(pcscd: Pcscd) -> None:
     pcscd.start()
     slow = Slow()
-    async with readers(pcscd, seconds=SECONDS) as (pool, (slot, _)):
+    async with readers(pcscd) as (pool, (slot, _)):
         await slot.put(slow)
         (member,) = await pool.until(1)
         assert isinstance(member, ReaderMember)
@@ -334,6 +333,54 @@ async def test_a_cancelled_command_takes_its_answer_with_it(pcscd: Pcscd) -> Non
         assert member.stuck == 0
         assert (await member.transmit(0, CIPHER)).hex() == "6901"
         assert pool.told == ["joined"]
+
+
+async def test_a_command_in_flight_fails_when_its_source_ends(pcscd: Pcscd) -> None:
+    pcscd.start()
+    slow, pool = Slow(), Pool()
+    async with readers(pcscd, "none") as (_, (slot, _other)), trio.open_nursery() as nursery:
+        source = ReaderSource(["*"], PROFILE, command_seconds=10 * SECONDS)
+        nursery.start_soon(source.run, pool.joined, pool.parted)
+        await slot.put(slow)
+        (member,) = await pool.until(1)
+        await member.reset(0)
+        slow.is_slow = True
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as asking:
+                asking.start_soon(fail_as_gone, member)
+                await begun(slow)
+                nursery.cancel_scope.cancel()
+        slow.let_go.set()
+    assert pool.told == ["joined", "parted"]
+
+
+async def fail_as_gone(member: Member) -> None:
+    assert GONE in await failing(member.transmit(0, SELECT))
+
+
+async def test_no_more_than_two_threads_are_stuck_in_a_reader(pcscd: Pcscd) -> None:
+    pcscd.start()
+    slow = Slow()
+    async with readers(pcscd, seconds=0.5) as (pool, (slot, _)):
+        await slot.put(slow)
+        (member,) = await pool.until(1)
+        assert isinstance(member, ReaderMember)
+        # pcscd asks for the ATR now and then, to see that the chip is there. It has the reader then.
+        slow.is_slow_to_start = True
+        await begun(slow)
+        sentences = [await failing(member.reset(0)) for _ in range(MAX_STUCK + 2)]
+        assert sentences[:MAX_STUCK] == [f"{FIRST}: no answer within 0.5 s"] * MAX_STUCK
+        assert (
+            sentences[MAX_STUCK:] == [f"{FIRST}: {MAX_STUCK} commands are stuck in the reader"] * 2
+        )
+        slow.let_go.set()
+
+
+def test_a_chip_that_was_exchanged_between_two_looks_is_another_member() -> None:
+    source, pool = ReaderSource(["*"], PROFILE), Pool()
+    for seen in ({"A": 1}, {"A": 1, "B": 1}, {"A": 3, "B": 1}, {"A": 3}):
+        source._take(seen, pool.joined, pool.parted)
+    assert pool.told == ["joined", "joined", "parted", "joined", "parted"]
 
 
 class Wrong(Slow):

@@ -14,7 +14,14 @@ from keyd.errors import PoolExhausted, PsamGone, PsamNotFound, Refusal
 from keyd.handlers.desk import MemberReport, Wanted
 from keyd.keys.ring import KeyRing
 from keyd.keys.roots import synthetic
-from keyd.psam import Applet, PsamIdentity, TransientMemory, load_psam_profiles, synthetic_psam
+from keyd.psam import (
+    Applet,
+    Psam,
+    PsamIdentity,
+    TransientMemory,
+    load_psam_profiles,
+    synthetic_psam,
+)
 from keyd.psam.level_index import MemberFacts, Place
 from keyd.psam.transactions import PURCHASE_KIND
 
@@ -39,6 +46,7 @@ class LentApplet:
         self.facts = MemberFacts(SERIAL, NUMBER, self._applet.atr, desk.levels)
         self.sent: list[bytes] = []
         self.is_open = True
+        self.is_back = trio.Event()
         self._is_busy = False
 
     async def transmit(self, command: bytes) -> bytes:
@@ -64,14 +72,14 @@ class LentApplet:
 
     def abandon(self) -> None:
         self.is_open = False
+        self.is_back.set()
 
 
 class AppletDesk:
     """A pool of as many slots as it is made with, all of one PSAM."""
 
-    def __init__(self, slots: int = 64) -> None:
-        profile = load_psam_profiles()["social-security"]
-        self.psam = synthetic_psam(profile, PsamIdentity(SERIAL, NUMBER), TransientMemory())
+    def __init__(self, slots: int = 64, psam: Psam | None = None) -> None:
+        self.psam = psam or made()
         self.levels = levels()
         self.slots = slots
         self.lent: list[LentApplet] = []
@@ -109,6 +117,12 @@ class AppletDesk:
         return (
             MemberReport("psam-1", "virtual", "ready", NUMBER.hex(), count, 0, 7, 2, len(levels())),
         )
+
+
+def made() -> Psam:
+    """Return a PSAM with synthetic keys and nothing behind it."""
+    profile = load_psam_profiles()["social-security"]
+    return synthetic_psam(profile, PsamIdentity(SERIAL, NUMBER), TransientMemory())
 
 
 @functools.cache

@@ -32,10 +32,11 @@ from keyd.keys.hierarchy import TERMINAL_LEVELS, TERMINAL_MASTER_ADDRESS
 from keyd.keys.ring import KeyRing
 from keyd.protocol.commands import OFFICERS
 from keyd.protocol.messages.custody import OfficerCommand, RequestOfficerChallenge
+from keyd.registry.psam import PsamAct
 from keyd.registry.terminal import Proof, TerminalSpec
 from keyd.terminals import Session
 from keyd.warden import Warden
-from tests.custody.world import PEOPLE, World, contents_of, kcv_of, private_key, spec
+from tests.custody.world import PEOPLE, World, contents_of, kcv_of, private_key, psam_spec, spec
 from tests.fuzz.mutators import messages_of, mutate_message
 from tests.fuzz.seeds import examples, params_of
 from tests.fuzz.target import Target
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_COMMANDS: Final = 10
+
+PSAM: Final = psam_spec().number.hex()
 
 # What officers cannot know before it is there: b"proposal 0" is the first of this keyd, b"key 0" the first key.
 PROPOSAL: Final = b"proposal "
@@ -264,6 +267,16 @@ def seeds() -> list[bytes]:
             [LOCAL_A, "terminal.show", ["T-1"]],
             [LOCAL_A, "terminal.stop", ["T-1", "lost", "stolen"]],
             [LOCAL_A, "authority.list", []],
+        ],
+        [
+            *of_local(
+                act.IssuePsams((psam_spec(), psam_spec(429))),
+                act.ChangePsams((PSAM,), PsamAct.ASSIGN),
+                act.ChangePsams((PSAM,), PsamAct.RETIRE, reason="worn"),
+            ),
+            [LOCAL_A, "psam.issued", [0, "irk", "any"]],
+            [LOCAL_A, "psam.lose", ["510100000429", "stolen"]],
+            [LOCAL_A, "psam.show", ["510100000429"]],
         ],
         actions(
             *transport,
