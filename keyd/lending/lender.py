@@ -28,6 +28,7 @@ from keyd.iso7816 import ResponseApdu, UnexpectedStatusWord
 from keyd.lending.conversation import converse
 from keyd.lending.member import MemberFailed
 from keyd.lending.open import Lent
+from keyd.lending.wrong_proofs import WrongProofs
 from keyd.psam.card_tasks import dialogue_of, place_of_task, require_possible
 from keyd.psam.level_index import identify_and_probe
 from keyd.psam.pool import Expired, Found, Granted, MemberState
@@ -107,6 +108,7 @@ class Lender:
         # By when each was used last, the longest ago first.
         self._open: OrderedDict[Lent, float] = OrderedDict()
         self._nursery: trio.Nursery | None = None
+        self.wrong_proofs = WrongProofs()
         self._woken = trio.Event()
         # Until when `run` sleeps. It may find that what it was to wake for is over already, which is cheaper than to
         # wake it for each of them.

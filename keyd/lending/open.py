@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # CLA and INS.
 GET_RESPONSE: Final = b"\x00\xc0"
+INIT_PURCHASE: Final = b"\x80\x70"
+CREDIT: Final = b"\x80\x72"
 
 # A short APDU answers no more at a time; a chip that announces data without end has as much once.
 MAX_WAITING_BYTES: Final = 255
@@ -36,6 +38,8 @@ class Lent:
         self._lender = lender
         self._kind = member.kind.value
         self._turns = Turns(member.profile, is_shared=not member.owner)
+        self._is_shared = not member.owner
+        self._wrong_mac2 = int(member.profile.purchase.wrong_mac2, 16)
         self._turn: Turn | None = None
         # What waits for GET RESPONSE.
         self._waiting = b""
@@ -58,6 +62,7 @@ class Lent:
         Raises:
             PsamGone: the member, the turn or the session is gone, and what was begun with it.
             PoolExhausted: its turn did not come in time; the command was not sent.
+            NotAllowed: no purchase, after too many wrong MAC2s on shared PSAMs.
         """
         async with self._order:
             if self._waiting and command[:2] == GET_RESPONSE:
@@ -71,6 +76,8 @@ class Lent:
                 self._turns.lost()
             if self._turns.take_loss():
                 raise PsamGone(LOST)
+            if self._is_shared and command[:2] == INIT_PURCHASE:
+                self._lender.wrong_proofs.require_few(self.session.asker, trio.current_time())
             try:
                 if self._turn is None:
                     self._turn = await self._begin()
@@ -79,11 +86,14 @@ class Lent:
                 if more_data(_sw(answer)) is not None:
                     goes_on = await self._take_waiting(self._turn, _sw(answer))
             except BaseException:
-                # Cancelled, failed or ended: what the chip has done is not known, and this sentence says so already.
-                self._give_back(is_clean=False)
-                self._turns.lost()
-                self._turns.take_loss()
+                if self._turn is not None:
+                    # Cancelled, failed or ended: what the chip has done is not known, and this refusal says so.
+                    self._give_back(is_clean=False)
+                    self._turns.lost()
+                    self._turns.take_loss()
                 raise
+            if self._is_shared and command[:2] == CREDIT:
+                self._note_proof(_sw(answer))
             if not goes_on:
                 self._give_back(is_clean=self._turns.is_clean)
             self._lender.used(self)
@@ -97,6 +107,11 @@ class Lent:
     def abandon(self) -> None:
         """Have it given back soon, without waiting. Safe to call at any moment, in the middle of a command too."""
         self._lender.close(self)
+
+    def _note_proof(self, sw: int) -> None:
+        if sw in (SW.OK, self._wrong_mac2):
+            now = trio.current_time()
+            self._lender.wrong_proofs.note(self.session.asker, now, is_right=sw == SW.OK)
 
     async def _begin(self) -> Turn:
         """Wait for a turn, and bring the chip to where this session was."""

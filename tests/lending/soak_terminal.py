@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.errors import PoolExhausted, PsamGone, PsamNotFound, Refusal
+from keyd.errors import NotAllowed, PoolExhausted, PsamGone, PsamNotFound, Refusal
 from keyd.handlers.desk import Wanted
 from keyd.keys.block import Use
-from keyd.keys.hierarchy import Region, city_diversifier, province_diversifier
-from keyd.keys.sam import CardKeyRef, CryptogramTask, MacTask, ProtectTask, purpose
-from tests.lending.members import ALGORITHMS, PROFILE
+from keyd.keys.sam import MacTask
+from keyd.lending.wrong_proofs import MOST_IN_A_ROW
+from tests.lending.soak_cards import APPLICATION, GET_DATA, GET_TERMINAL, RESPONSE, Cards, lv
 
 if TYPE_CHECKING:
     import random
@@ -27,18 +27,13 @@ if TYPE_CHECKING:
 
     from keyd.handlers.desk import OpenPsam
     from keyd.keys.ring import KeyRing
-    from keyd.keys.sam import SamTask
     from keyd.lending.lender import Lender, Times
     from keyd.psam import Applet
     from keyd.psam.pool import PoolLimits
     from tests.lending.soak_watch import Watch
 
-REGIONS: Final = (Region("510100"), Region("330102"), Region("110101"))
-APPLICATION: Final = bytes.fromhex("00A4040006D15600000590")
-GET_TERMINAL: Final = bytes.fromhex("00B0960006")
 PURCHASE_KEY: Final = 0x017F
 OK, WRONG_MAC2 = bytes.fromhex("9000"), bytes.fromhex("9302")
-RESPONSE: Final = bytes.fromhex("00C0000000")
 
 # How often a terminal that was told to come back later does so.
 TRIES: Final = 4
@@ -77,8 +72,8 @@ class Terminal:
         self.left: list[tuple[OpenPsam, float, bytes]] = []
         self._site = site
         self._chance = chance
-        self._region = REGIONS[number % len(REGIONS)]
-        self._card = bytes.fromhex(f"8649{number:012}")
+        self._cards = Cards(number, chance)
+        self._wrong_in_a_row = 0
         self._deck: list[Callable[[], Awaitable[None]]] = []
 
     async def run_one(self) -> None:
@@ -104,9 +99,9 @@ class Terminal:
     async def read_with(self, lent: OpenPsam) -> None:
         """Read a card with pauses, as somebody does who asks the card in between, and close the PSAM."""
         try:
-            commands = [*self._begin(), *self._cipher()]
+            commands = [*self._cards.begin(), *self._cards.cipher()]
             if self._chance.random() < 0.5:
-                commands += [*self._cipher(), GET_TERMINAL]
+                commands += [*self._cards.cipher(), GET_TERMINAL]
             await self._talk(lent, commands, self._alone(lent, commands))
         finally:
             await lent.close()
@@ -114,7 +109,7 @@ class Terminal:
     # What it wants --------------------------------------------------------------------------------------------
 
     async def _have_computed(self) -> None:
-        tasks = [self._task() for _ in range(self._chance.randint(1, 3))]
+        tasks = [self._cards.task() for _ in range(self._chance.randint(1, 3))]
         expected = self._site.ring.compute(tasks)
         results = await self._site.lender.compute(tasks, self.code)
         refused = [result for result in results if isinstance(result, Refusal)]
@@ -145,22 +140,24 @@ class Terminal:
     async def _buy_once(self, lent: OpenPsam) -> None:
         random_and_number, amounts = self._chance.randbytes(6), self._chance.randbytes(12)
         when = bytes.fromhex("01") + self._chance.randbytes(7)
-        data = random_and_number + amounts + when + bytes.fromhex("0103") + self._factors()
+        data = random_and_number + amounts + when + bytes.fromhex("0103") + self._cards.factors()
+        begin = bytes.fromhex("80700100") + lv(data)
         if self._chance.random() < 0.5:
-            answer = await self._send(lent, bytes.fromhex("80700100") + _lv(data) + b"\x08")
+            answer = await self._begin_purchase(lent, begin + b"\x08")
         else:
-            waits = await self._send(lent, bytes.fromhex("80700100") + _lv(data))
+            waits = await self._begin_purchase(lent, begin)
             self._same(waits, bytes.fromhex("6108"), "80 70")
             await self._pause()
             answer = await self._send(lent, RESPONSE)
+        if len(answer) != 10:
+            self._fault(f"80 70 was answered wrongly, SW {answer[-2:].hex()}")
+            return
         number, mac1 = answer[:4], answer[4:-2]
         given = self._site.numbers.setdefault(lent.facts.number, set())
         if int.from_bytes(number, "big") in given:
             self._fault(f"{lent.facts.number} gave a transaction number twice")
         given.add(int.from_bytes(number, "big"))
-        key = CardKeyRef(
-            PURCHASE_KEY, CardAlgorithm.SM4, self._region, self._card, purpose(Use.DEBIT)
-        )
+        key = self._cards.key(PURCHASE_KEY, Use.DEBIT, CardAlgorithm.SM4)
         factor = random_and_number + number[2:]
         terms = amounts + when[:1] + lent.facts.terminal + when[1:]
         right = self._site.ring.compute(
@@ -171,14 +168,24 @@ class Terminal:
         if self._chance.random() < 0.1:
             wrong = bytes.fromhex("8072000004") + bytes(4)
             self._same(await self._send(lent, wrong), WRONG_MAC2, "a wrong MAC2")
+            self._wrong_in_a_row += 1
             return
         credit = bytes.fromhex("8072000004") + _bytes(right[1])
         self._same(await self._send(lent, credit), OK, "MAC2")
+        self._wrong_in_a_row = 0
+
+    async def _begin_purchase(self, lent: OpenPsam, command: bytes) -> bytes:
+        try:
+            return await self._send(lent, command)
+        except NotAllowed:
+            if self._wrong_in_a_row < MOST_IN_A_ROW:
+                self._fault("a purchase is not allowed to a terminal that was right")
+            raise GaveUp("a purchase: NotAllowed") from None
 
     async def _abandon(self) -> None:
         """Be gone in the middle of a command, with a key on the chip."""
         lent = await self._open()
-        *begin, last = [*self._begin(), *self._cipher()]
+        *begin, last = [*self._cards.begin(), *self._cards.cipher()]
         try:
             answers = self._alone(lent, [*begin, last])
             await self._talk(lent, begin, answers[:-1])
@@ -194,7 +201,7 @@ class Terminal:
         """Close it from elsewhere while a command of its waits for its turn."""
         lent = await self._open()
         try:
-            command = self._begin()[0]
+            command = self._cards.begin()[0]
             (right,) = self._alone(lent, [command])
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._may_be_gone, lent, command, right)
@@ -208,15 +215,20 @@ class Terminal:
         """Cancel a command, wherever it is, and go on from where the PSAM was."""
         lent = await self._open()
         try:
-            begin = self._begin()[:2]
-            answers = self._alone(lent, begin)
+            # One file is in the environment and one in the application: whoever is elsewhere does not find it.
+            begin = self._cards.begin()
+            begin, again = (
+                (begin[:1], GET_TERMINAL) if self._chance.random() < 0.5 else (begin, GET_DATA)
+            )
+            *answers, right = self._alone(lent, [*begin, again])
             await self._talk(lent, begin, answers)
-            for _ in range(3):
+            for _ in range(6):
+                await trio.sleep(self._chance.uniform(0, 2 * self._site.longest_pause))
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._may_be_gone, lent, GET_TERMINAL, answers[1])
+                    nursery.start_soon(self._may_be_gone, lent, again, right)
                     await self._moment()
                     nursery.cancel_scope.cancel()
-                await self._talk(lent, [GET_TERMINAL], answers[1:])
+                await self._talk(lent, [again], [right])
         finally:
             await lent.close()
 
@@ -224,7 +236,7 @@ class Terminal:
         """Keep the chip in silence: what was begun is lost, that is said once, and all can be begun anew."""
         lent = await self._open()
         try:
-            commands = [*self._begin(), *self._cipher()]
+            commands = [*self._cards.begin(), *self._cards.cipher()]
             answers = self._alone(lent, commands)
             await self._talk(lent, commands[:-1], answers[:-1])
             await trio.sleep(self._site.limits.idle_seconds * 1.5)
@@ -232,7 +244,7 @@ class Terminal:
                 await self._must_be_gone(lent, commands[-1])
             else:
                 await self._may_be_gone(lent, commands[-1], answers[-1])
-            again = self._cipher()
+            again = self._cards.cipher()
             await self._talk(lent, again, self._alone(lent, [*commands[:-2], *again])[-2:])
         finally:
             await lent.close()
@@ -242,9 +254,9 @@ class Terminal:
         lent = await self._open()
         limits, times = self._site.limits, self._site.times
         try:
-            deliver, last = self._cipher(CardAlgorithm.SM4)
+            deliver, last = self._cards.cipher(CardAlgorithm.SM4)
             more = last[:2] + b"\x02" + last[3:]
-            begin = [*self._begin(CardAlgorithm.SM4), deliver, more]
+            begin = [*self._cards.begin(CardAlgorithm.SM4), deliver, more]
             answers = self._alone(lent, begin)
             await self._talk(lent, begin, answers)
             began = trio.current_time()
@@ -254,7 +266,7 @@ class Terminal:
                 if late > times.answer_seconds and self._site.is_exact:
                     self._fault("a turn has no end")
                     return
-            again = self._cipher(CardAlgorithm.SM4)
+            again = self._cards.cipher(CardAlgorithm.SM4)
             await self._talk(lent, again, self._alone(lent, [*begin[:-2], *again])[-2:])
         finally:
             await lent.close()
@@ -273,7 +285,7 @@ class Terminal:
                 await lent.close()
             return
         lent = await self._open()
-        begin = self._begin()[:2]
+        begin = self._cards.begin()[:2]
         answers = self._alone(lent, begin)
         try:
             await self._talk(lent, begin, answers)
@@ -365,46 +377,6 @@ class Terminal:
 
     def _fault(self, sentence: str) -> None:
         self._site.watch.fault(f"{trio.current_time():.3f} {self.code}: {sentence}")
-
-    # Its cards ------------------------------------------------------------------------------------------------
-
-    def _begin(self, algorithm: CardAlgorithm | None = None) -> list[bytes]:
-        """Select an environment, read 终端机编号, and select the application, sometimes by way of GET RESPONSE."""
-        self._algorithm = algorithm or self._chance.choice(ALGORITHMS)
-        environment = PROFILE.environments[self._algorithm]
-        select = bytes.fromhex("00A4000002") + environment.file_id.to_bytes(2, "big")
-        responses = [RESPONSE] if self._chance.random() < 0.3 else []
-        return [select, GET_TERMINAL, APPLICATION, *responses]
-
-    def _cipher(self, algorithm: CardAlgorithm | None = None) -> list[bytes]:
-        """DELIVERY of the IRK of a card, and a cryptogram."""
-        block = PROFILE.environments[algorithm or self._algorithm].block_bytes
-        factor = self._chance.randbytes(8).ljust(block, b"\0")
-        challenge = self._chance.randbytes(8).ljust(block, b"\0")
-        return [
-            bytes.fromhex("BFDE6708") + _lv(self._factors() + factor),
-            bytes.fromhex("80FA0000") + _lv(challenge) + bytes((block,)),
-        ]
-
-    def _factors(self) -> bytes:
-        region = self._region
-        return self._card + city_diversifier(region) + province_diversifier(region)
-
-    def _task(self) -> SamTask:
-        algorithm = self._chance.choice(ALGORITHMS)
-        factor, data = self._chance.randbytes(8), self._chance.randbytes(8)
-
-        def key(address: int, use: Use) -> CardKeyRef:
-            return CardKeyRef(address, algorithm, self._region, self._card, purpose(use))
-
-        if self._chance.random() < 0.7:
-            return CryptogramTask(key(0x0170, Use.INTERNAL), factor, data)
-        header = bytes.fromhex("84240001")
-        return ProtectTask(key(0x0173, Use.MESSAGING), factor, header, data, encrypt=True)
-
-
-def _lv(data: bytes) -> bytes:
-    return bytes((len(data),)) + data
 
 
 def _bytes(result: bytes | Refusal) -> bytes:

@@ -96,12 +96,14 @@ class WatchedPool(Pool):
         watch.granted[asker] += 1
         watch.turns[name] += 1
         rotation = self._members[name].rotation
-        for waiting in [one for tickets in rotation._askers.values() for one in tickets]:
-            overtook = self._overtook.setdefault(waiting, {}).setdefault(name, set())
+        for waiting, members in self._overtook.items():
             if waiting.asker == asker:
-                # It was its turn: from here on everybody may have one again.
-                overtook.clear()
+                # It had a turn, wherever: from here on everybody may have one again before it.
+                members.clear()
+        for waiting in [one for who in rotation._waiting.values() for one in who.tickets]:
+            if waiting.asker == asker:
                 continue
+            overtook = self._overtook.setdefault(waiting, {}).setdefault(name, set())
             if asker in overtook:
                 watch.fault(f"{asker} had two turns of {name} while {waiting.asker} waited for one")
             overtook.add(asker)

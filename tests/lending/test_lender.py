@@ -287,6 +287,31 @@ async def test_a_turn_that_came_too_late_leaves_the_chip_as_another_left_it(
         assert await second.transmit(GET_TERMINAL) == expected, steps
 
 
+async def test_a_terminal_that_is_wrong_again_and_again_locks_no_shared_psam(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    chip = Chip(1)
+    lender = lender_of(Fixed([chip]))
+    nursery.start_soon(lender.run)
+    await until_ready(lender)
+    wrong, right = await lender.open("T1", Wanted()), await lender.open("T2", Wanted())
+
+    async def buy(lent: OpenPsam) -> None:
+        await answers(lent, SM4_ENVIRONMENT, APPLICATION, PURCHASE)
+        assert await lent.transmit(bytes.fromhex("807200000400000000")) == bytes.fromhex("9302")
+
+    for _ in range(3):
+        await buy(wrong)
+    for lent in (wrong, await lender.open("T1", Wanted())):
+        with pytest.raises(NotAllowed, match="3 times in a row"):
+            await lent.transmit(PURCHASE)
+    # What it reads with is not concerned, and nobody else is.
+    assert (await answers(wrong, DELIVER, CIPHER))[0] == b"\x90\x00"
+    await buy(right)
+    await trio.sleep(601)
+    await buy(await lender.open("T1", Wanted()))
+
+
 # Which PSAM ------------------------------------------------------------------------------------------------------
 
 
@@ -489,7 +514,7 @@ async def test_slots_of_a_virtual_psam_share_its_numbers_and_nothing_else(
     async def buy(terminal: str) -> None:
         lent = await lender.open(terminal, Wanted())
         await answers(lent, SM4_ENVIRONMENT, APPLICATION)
-        for _ in range(5):
+        for _ in range(3):
             waiting = await lent.transmit(PURCHASE)
             assert waiting == bytes.fromhex("6108")
             numbers.append((await lent.transmit(bytes.fromhex("00C0000008")))[:4])
@@ -497,7 +522,7 @@ async def test_slots_of_a_virtual_psam_share_its_numbers_and_nothing_else(
         await lent.close()
 
     async with trio.open_nursery() as buyers:
-        for number in range(3):
+        for number in range(5):
             buyers.start_soon(buy, f"T{number}")
     assert len(set(numbers)) == len(numbers) == 15
 

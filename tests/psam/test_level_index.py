@@ -130,7 +130,7 @@ def test_a_chip_without_any_environment_is_no_psam() -> None:
 
 
 @pytest.mark.parametrize("ins", [0xA4, 0xB0, 0xDE, 0x70])
-@pytest.mark.parametrize("sw", [0x6F00, 0x6D00, 0x6982, 0x9303])
+@pytest.mark.parametrize("sw", [0x6F00, 0x6D00, 0x6981, 0x9303])
 def test_any_other_status_word_is_the_psams_misbehaviour(ins: int, sw: int) -> None:
     wire = Wire(make_applet(), lambda command: sw if command.ins == ins else None)
 
