@@ -11,6 +11,7 @@ import trio
 from keyd.audit.journal import Journal
 from keyd.audit.query import EventRecord, Filter, query
 from keyd.crypto.algorithms import CardAlgorithm
+from keyd.crypto.native._core import arena_info
 from keyd.custody import actions as act
 from keyd.custody.vault import Vault
 from keyd.errors import KeyNotFound
@@ -19,12 +20,15 @@ from keyd.keys.hierarchy import Region
 from keyd.keys.ring import KeyRing
 from keyd.keys.sam import CardKeyRef, purpose
 from keyd.warden import SEAL_SECONDS, Warden
+from tests.crypto.native.conftest import run
 from tests.custody.test_drop import SlowStore
 from tests.custody.world import World
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
+
+    Drill = Callable[["Kept"], Awaitable[None]]
 
 
 class Kept:
@@ -98,13 +102,14 @@ async def test_what_a_key_may_is_adopted_at_once(kept: Kept) -> None:
         assert header.state is kept.world.header(key_id).state
 
 
-async def test_sealing_wipes_though_the_store_hangs_and_the_journal_says_so(kept: Kept) -> None:
+async def seals_though_the_store_hangs(kept: Kept) -> None:
     kept.world.make_key(ceiling=1000)
     await kept.warden.do(kept.vault.reload)
     kept.store.is_reached.clear()
     kept.store.gate.clear()
     with trio.fail_after(SEAL_SECONDS + 20):
         await kept.warden.seal("fire")
+    assert arena_info().used == 0
     assert kept.store.is_reached.is_set()
     assert kept.vault.is_sealed
     assert kept.ring.headers == ()
@@ -118,15 +123,29 @@ async def test_sealing_wipes_though_the_store_hangs_and_the_journal_says_so(kept
     assert kept.ring.headers == ()
 
 
-async def test_sealing_is_recorded_once_where_nothing_hangs(kept: Kept) -> None:
+async def seals_where_nothing_hangs(kept: Kept) -> None:
     kept.world.make_key()
     await kept.warden.do(kept.vault.reload)
     await kept.warden.seal("lunch")
+    assert arena_info().used == 0
     assert kept.events().count("sealed") == 1
     with pytest.raises(KeyNotFound):
         kept.ring.answering(
             CardKeyRef(0x0170, CardAlgorithm.SM4, Region("510100"), bytes(8), purpose(Use.INTERNAL))
         )
+
+
+@pytest.mark.parametrize("sealing", [seals_though_the_store_hangs, seals_where_nothing_hangs])
+def test_sealing_wipes_and_the_journal_says_so(sealing: Drill, tmp_path: Path) -> None:
+    """In a process of its own: sealing wipes every key that there is."""
+    done = run(
+        f"""
+        import pathlib, trio
+        from tests.test_warden import Kept, {sealing.__name__}
+        trio.run({sealing.__name__}, Kept(pathlib.Path({str(tmp_path)!r})))
+        """
+    )
+    assert done.returncode == 0, done.stderr
 
 
 async def test_the_end_of_a_keys_time_is_adopted_though_a_request_noticed_it_first(

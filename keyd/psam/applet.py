@@ -65,14 +65,9 @@ class Applet:
 
     def __init__(self, psam: Psam) -> None:
         self._psam = psam
-        self._commands = _commands(psam.profile) | {
-            (0x00, 0x70): Command(
-                self._manage_channel, {OPEN_CHANNEL, CLOSE_CHANNEL}, CHANNELS, {0}
-            ),
-            (0x00, 0xC0): Command(_get_response, {0x00}, {0x00}, {0}, keeps_transaction=True),
-        }
+        self._commands = _commands(psam.profile)
         self._instructions = frozenset(ins for _, ins in self._commands)
-        self._channels = {0: psam.new_channel()}
+        psam.reset()
 
     @property
     def atr(self) -> bytes:
@@ -86,7 +81,7 @@ class Applet:
 
     def reset(self) -> bytes:
         """Power the PSAM off and on again. Keys of its own and counters stay; everything that was begun does not."""
-        self._channels = {0: self._psam.new_channel()}
+        self._psam.reset()
         return self.atr
 
     def transmit(self, command: bytes) -> bytes:
@@ -130,9 +125,10 @@ class Applet:
             command = self._commands.get((apdu.cla ^ number, apdu.ins))
             if command is None:
                 continue
-            if number not in self._channels:
+            channel = self._psam.channels.get(number)
+            if channel is None:
                 raise Declined(SW.LOGICAL_CHANNEL_NOT_SUPPORTED)
-            return command, self._channels[number]
+            return command, channel
         classes = {cla ^ number for cla, _ in self._commands for number in CHANNELS}
         if any((apdu.cla & ~MESSAGING_BITS ^ n, apdu.ins) in self._commands for n in CHANNELS):
             raise Declined(SW.SECURE_MESSAGING_NOT_SUPPORTED)
@@ -140,21 +136,22 @@ class Applet:
             raise Declined(SW.INS_NOT_SUPPORTED)
         raise Declined(SW.CLA_NOT_SUPPORTED)
 
-    def _manage_channel(self, psam: Psam, _channel: Channel, apdu: CommandApdu) -> bytes:
-        if apdu.p1 == CLOSE_CHANNEL:
-            # The basic channel is always there.
-            if apdu.p2 == 0 or self._channels.pop(apdu.p2, None) is None:
-                raise Declined(SW.WRONG_P1_P2)
-            return b""
-        if apdu.p2:
+
+def _manage_channel(psam: Psam, _channel: Channel, apdu: CommandApdu) -> bytes:
+    if apdu.p1 == CLOSE_CHANNEL:
+        # The basic channel is always there.
+        if apdu.p2 == 0 or psam.channels.pop(apdu.p2, None) is None:
             raise Declined(SW.WRONG_P1_P2)
-        if apdu.le is None:
-            raise Declined(SW.WRONG_LENGTH)
-        for number in range(1, psam.profile.channels):
-            if number not in self._channels:
-                self._channels[number] = psam.new_channel()
-                return bytes((number,))
-        raise Declined(SW.FUNCTION_NOT_SUPPORTED)
+        return b""
+    if apdu.p2:
+        raise Declined(SW.WRONG_P1_P2)
+    if apdu.le is None:
+        raise Declined(SW.WRONG_LENGTH)
+    for number in range(1, psam.profile.channels):
+        if number not in psam.channels:
+            psam.channels[number] = psam.new_channel()
+            return bytes((number,))
+    raise Declined(SW.FUNCTION_NOT_SUPPORTED)
 
 
 def _get_response(_psam: Psam, channel: Channel, apdu: CommandApdu) -> bytes:
@@ -177,6 +174,8 @@ def _commands(profile: PsamProfile) -> dict[tuple[int, int], Command]:
         (0x00, 0xB0): Command(files.read_binary, ANY, ANY, {0}),
         (0x00, 0x84): Command(environment.get_challenge, {0x00}, {0x00}, {0}),
         (0xBF, 0xEC): Command(environment.initialize_environment, {0x00}, {0x00}, {1}),
+        (0x00, 0x70): Command(_manage_channel, {OPEN_CHANNEL, CLOSE_CHANNEL}, CHANNELS, {0}),
+        (0x00, 0xC0): Command(_get_response, {0x00}, {0x00}, {0}, keeps_transaction=True),
         (0x00, 0x82): Command(environment.external_authenticate, {0x00}, ANY, {16, 17}),
         (delivery[0], delivery[1]): Command(session_keys.deliver, ANY, ANY, range(1, 256)),
         (0x80, 0xFA): Command(
