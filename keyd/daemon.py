@@ -194,7 +194,7 @@ class Daemon:
         lender = open_pool(config, catalogue, services.profiles, played, self._say_of_psam)
         if lender is None:
             return None
-        services.psams = services.pool = lender
+        services.psams = lender
         self._meter.watch_psams(lender.members)
         return Pooling(lender, issued, self._ring)
 

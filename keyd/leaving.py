@@ -84,9 +84,9 @@ async def _compute(
 async def _compute_pooled(
     tasks: Sequence[SamTask], services: Services, terminal: str
 ) -> list[bytes | Refusal]:
-    if services.pool is None:
+    if services.psams is None:
         return [
             KeyNotFound(f"PSAMs compute with the key {task.key.address:04X}, and keyd has none")
             for task in tasks
         ]
-    return await services.pool.compute(tasks, terminal)
+    return await services.psams.compute(tasks, terminal)

@@ -79,6 +79,8 @@ class Need(Struct, frozen=True, gc=False):
     # For `Needs.card_name`; None where no card is concerned.
     historical: bytes | None = None
     generation: int = 0
+    # Commands to a PSAM that it carries: rates count each of them.
+    commands: int = 1
 
 
 _NOTHING: Final = Need((NO_KEY,))
@@ -175,13 +177,21 @@ def _card(card: CardIdentity, *addresses: int) -> Need:
 # What is said to an open PSAM needs what opening it needs, now as then: `Gate.require_still` sees to that, and
 # `keyd.psam.guard` that no other key is named.
 @_resolves(Transmit, Shape())
-@_resolves(TransmitMany, Shape())
-@_resolves(RunScript, Shape())
 @_resolves(Close, Shape())
 @_resolves(PsamConfirmPurchase, Shape())
 @_resolves(ListMembers, Shape())
 def _no_key(_ask: Request[Any], _needs: Needs) -> Need:
     return _NOTHING
+
+
+@_resolves(TransmitMany, Shape())
+def _many(ask: TransmitMany, _needs: Needs) -> Need:
+    return Need((NO_KEY,), commands=len(ask.commands))
+
+
+@_resolves(RunScript, Shape())
+def _script(ask: RunScript, _needs: Needs) -> Need:
+    return Need((NO_KEY,), commands=len(ask.steps))
 
 
 # card ------------------------------------------------------------------------------------------------------------
@@ -248,7 +258,9 @@ _OPENS: Final = _of(
 @_resolves(AskOpen, _OPENS)
 @_resolves(RunOnce, _OPENS)
 def _open_psam(ask: AskOpen | RunOnce, _needs: Needs) -> Need:
-    return Need(ask.keys, ask.algorithm, "" if ask.region == "any" else ask.region)
+    commands = len(ask.steps) if isinstance(ask, RunOnce) else 1
+    region = "" if ask.region == "any" else ask.region
+    return Need(ask.keys, ask.algorithm, region, commands=commands)
 
 
 @_resolves(PsamMakePurchase, Shape())

@@ -136,7 +136,7 @@ class Keyd:
         )
         if has_pool:
             self.services.routing = Routing.of(ROUTES, profiles)
-            self.services.pool = OnePool(PsamSam(ring, newest(profiles).keys))
+            self.services.psams = OnePool(PsamSam(ring, newest(profiles).keys))
         self.ring = ring
         events = Events(lambda: self.now, sample_every=sample_every)
         self.dispatch = Dispatch(self.services, self.meter, events)
@@ -148,8 +148,8 @@ class Keyd:
     def put_before_keys(self, wrapper: Callable[[Sam], Sam]) -> None:
         """Put something between this keyd and whatever computes for it."""
         self.services.sam = wrapper(self.services.sam)
-        if isinstance(self.services.pool, OnePool):
-            self.services.pool.psam = wrapper(self.services.pool.psam)
+        if isinstance(self.services.psams, OnePool):
+            self.services.psams.psam = wrapper(self.services.psams.psam)
 
     def session(self, *, is_operator: bool = False, is_administration: bool = False) -> Session:
         """Return a new connection's session."""
@@ -169,7 +169,7 @@ class Keyd:
     def tick(self, *asks: tuple[Session, Ask]) -> list[bytes | Slow]:
         """Let everything arrive in one tick. What left it for the pool is answered too."""
         answers = self.dispatch.run(asks).answers
-        if self.services.pool is None:
+        if self.services.psams is None:
             return answers
         return [
             in_trio(self.slow, answer) if isinstance(answer, Slow) and answer.late else answer

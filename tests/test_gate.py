@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from keyd.dispatch import Pass, Slow
-from keyd.errors import BadParameter, Status
+from keyd.errors import BadParameter, RateLimited, Status
 from keyd.gate import MAX_ALLOWANCE, MAX_ROLE_SETS, Gate
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.needs import GOVERNED, Needs
@@ -17,10 +17,11 @@ from keyd.policy import NO_KEY, read_policy
 from keyd.policy.watch import SeenCards
 from keyd.protocol.commands import TABLE, Role
 from keyd.protocol.connection import Ask
+from keyd.protocol.messages import psam
 from keyd.pump._pump import SeenCards as NativeSeenCards
 from keyd.registry.synthetic import synthetic_terminal
 from keyd.registry.terminal import TerminalState
-from keyd.terminals import KnownTerminal, Session
+from keyd.terminals import KnownTerminal, Moment, Session
 from tests.policy.conftest import CATALOGUE, LIMITS, SHIPPED
 from tests.policy.test_matrix import ALLOWED, ROLES
 from tests.proofs import terminal_proof
@@ -44,11 +45,12 @@ from tests.test_dispatch import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from keyd.policy import PolicyFile, Strange
     from keyd.policy.watch import Seen
     from keyd.protocol.commands import Command
+    from keyd.protocol.fields import Request
 
 SECRET: Final = bytes(range(16))
 
@@ -248,6 +250,44 @@ def test_the_items_of_a_batch_are_counted() -> None:
     )
     limited = int(Status.RATE_LIMITED)
     assert [error and error[0] for error, _ in items] == [None, None, limited, limited]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_of"),
+    [
+        ("psam.transmit_many", lambda n: psam.TransmitMany(1, (b"\0\x84\0\0\x08",) * n)),
+        ("psam.run", lambda n: psam.RunScript(1, (psam.ScriptStep(b"\0\x84\0\0", le=8),) * n)),
+        (
+            "psam.run_once",
+            lambda n: psam.RunOnce((0x004C,), (psam.ScriptStep(b"\0\x84\0\0", le=8),) * n),
+        ),
+    ],
+)
+def test_each_command_to_a_psam_is_counted(
+    method: str, request_of: Callable[[int], Request[Any]]
+) -> None:
+    rules = """
+[roles.psam]
+what = "has a PSAM"
+[[roles.psam.rules]]
+why = "opens it"
+methods = ["psam.open", "psam.run_once"]
+keys = ["RKSSSE"]
+[[roles.psam.rules]]
+why = "speaks to it"
+methods = ["psam.run", "psam.transmit_many"]
+"""
+    rates = with_rates("terminal = { requests = 1, seconds = 1, burst = 20 }")
+    gate = Guarded(policy_file(rules, limits=rates)).gate
+    asker = terminal("psam")
+    # A debt is at most another bucket: of 32 commands from a bucket of 20, 12 are owed.
+    for commands, at, is_let in ((1, 0, True), (32, 0, True), (1, 12, False), (1, 14, True)):
+        moment = Moment(float(at), MORNING)
+        if is_let:
+            gate.admit(asker, method, request_of(commands), moment)
+        else:
+            with pytest.raises(RateLimited):
+                gate.admit(asker, method, request_of(commands), moment)
 
 
 def test_a_cards_pin_is_reset_so_often_a_day_whatever_its_identifier_is_said_to_be(

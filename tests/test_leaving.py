@@ -35,7 +35,7 @@ from keyd.terminals import KnownTerminal
 from keyd.uses import Numbers
 from tests.daemon.journals import named_uses
 from tests.policy.conftest import LIMITS
-from tests.psam.sams import OnePool
+from tests.psam.sams import LendsNothing, OnePool
 from tests.pump.conftest import INTERNAL_CRYPTOGRAM as CRYPTOGRAM
 from tests.pump.conftest import Stand, hot
 from tests.test_dispatch import (
@@ -81,7 +81,7 @@ class Pooled(Keyd):
 
     @property
     def pool(self) -> OnePool:
-        return cast("OnePool", self.services.pool)
+        return cast("OnePool", self.services.psams)
 
     def tick(self, *asks: tuple[Session, Ask]) -> list[bytes | Slow]:
         return self.dispatch.run(asks).answers
@@ -166,7 +166,7 @@ async def test_a_service_may_leave_at_a_later_step(
 
 
 async def test_without_a_pool_nobody_computes_with_its_keys(keyd: Pooled) -> None:
-    keyd.services.pool = None
+    keyd.services.psams = None
     answer = heard(await keyd.slow(keyd.leave(keyd.terminal(), UNBLOCK, CARD, FACTOR)))
     assert answer.refusal is not None
     assert answer.refusal.status is Status.KEY_NOT_FOUND
@@ -180,11 +180,11 @@ async def test_a_key_of_the_pool_that_no_psam_has_is_refused(keyd: Pooled) -> No
 
 
 async def test_the_pools_refusal_is_the_answer_with_its_hint(keyd: Pooled, log: list[Any]) -> None:
-    class Full:
+    class Full(LendsNothing):
         async def compute(self, tasks: Sequence[SamTask], _terminal: str) -> list[bytes | Refusal]:
             return [PoolExhausted.retry_in(250) for _ in tasks]
 
-    keyd.services.pool = Full()
+    keyd.services.psams = Full()
     answer = heard(await keyd.slow(keyd.leave(keyd.terminal(), UNBLOCK, CARD, FACTOR)))
     assert isinstance(answer.refusal, PoolExhausted)
     assert answer.refusal.retry_milliseconds == 250
@@ -271,12 +271,12 @@ async def test_a_bug_in_the_pool_costs_the_items_that_met_it(log: list[Any]) -> 
 async def test_a_pool_that_loses_a_result_is_a_bug_and_no_wrong_answer(
     keyd: Pooled, lost: int
 ) -> None:
-    class Losing:
+    class Losing(LendsNothing):
         async def compute(self, tasks: Sequence[SamTask], _terminal: str) -> list[bytes | Refusal]:
             results = keyd.ring.compute(tasks)
             return [*results, b""] if lost == 0 else results[:lost]
 
-    keyd.services.pool = Losing()
+    keyd.services.psams = Losing()
     slow = keyd.leave(keyd.terminal(), "card.mutual_cryptograms", *MUTUAL)
     assert status_of(heard(await keyd.slow(slow))) is Status.INTERNAL
 
@@ -284,7 +284,7 @@ async def test_a_pool_that_loses_a_result_is_a_bug_and_no_wrong_answer(
 async def test_a_few_items_of_a_batch_wait_side_by_side(keyd: Pooled) -> None:
     inside = most = 0
 
-    class Watched:
+    class Watched(LendsNothing):
         async def compute(self, tasks: Sequence[SamTask], _terminal: str) -> list[bytes | Refusal]:
             nonlocal inside, most
             inside += 1
@@ -293,7 +293,7 @@ async def test_a_few_items_of_a_batch_wait_side_by_side(keyd: Pooled) -> None:
             inside -= 1
             return keyd.ring.compute(tasks)
 
-    keyd.services.pool = Watched()
+    keyd.services.psams = Watched()
     items = [[CARD, bytes(7) + bytes((n,))] for n in range(40)]
     slow = keyd.leave(keyd.terminal(), UNBLOCK + "_batch", items)
     answer = heard(await keyd.slow(slow))
@@ -349,7 +349,7 @@ async def test_the_policy_decides_before_anything_leaves() -> None:
 
 async def test_cards_that_fail_in_the_pool_are_strange_too() -> None:
     keyd = guarded()
-    keyd.services.pool = OnePool(keyd.ring)
+    keyd.services.psams = OnePool(keyd.ring)
     session = keyd.as_("reader")
     forged = Ask(1, "card.internal_authenticate", [CARD, FACTOR, CHALLENGE, bytes(8)])
     statuses = []
@@ -366,7 +366,7 @@ def guarded() -> Guarded:
     limits = LIMITS.replace("failure_minutes = 10", "failure_minutes = 10\ndeny_failures = true")
     keyd = Guarded(policy_file(limits=limits))
     keyd.services.routing = Routing.of([RouteRow(("*",), "pool")], keyd.services.profiles)
-    keyd.services.pool = OnePool(keyd.ring)
+    keyd.services.psams = OnePool(keyd.ring)
     return keyd
 
 

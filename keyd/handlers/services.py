@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from keyd.psam.guard import Dialects
 from keyd.psam.profile_files import load_psam_profiles
@@ -15,20 +15,12 @@ if TYPE_CHECKING:
 
     from keyd.cards.profile import Profile
     from keyd.crypto.selftest import SelftestResult
-    from keyd.errors import Refusal
     from keyd.handlers.desk import PsamDesk
     from keyd.keys.block import KeyHeader
-    from keyd.keys.sam import Sam, SamTask
+    from keyd.keys.sam import Sam
     from keyd.routing import Routing
     from keyd.terminals import Terminals
     from keyd.warden import Warden
-
-
-class PooledSam(Protocol):
-    """The PSAMs of the pool, for card tasks. A PSAM takes its time, so this is awaited and `Sam` is not."""
-
-    async def compute(self, tasks: Sequence[SamTask], terminal: str) -> list[bytes | Refusal]:
-        """Compute a batch for a terminal, by its code. Each result stands where its task stood."""
 
 
 @cache
@@ -66,10 +58,8 @@ class Services:
     dialects: Dialects = field(default_factory=_shipped_dialects)
     # Counts since the start, kept by the telemetry and shown by daemon.status.
     counters: Callable[[], Mapping[str, int]] = field(default=dict)
-    # Which keys are the pool's; None if all are the ring's.
+    # Which keys are the PSAMs' to compute with; None if all are the ring's.
     routing: Routing | None = None
-    # Computes with those; None where there are no PSAMs, and then nobody computes with them.
-    pool: PooledSam | None = None
 
     def moment(self) -> Moment:
         """Return this moment by both clocks."""

@@ -41,10 +41,11 @@ ALL: Final = 256
 class Command:
     """One command and what its header and the length of its data may be.
 
-    A command that `keeps_transaction` may come between INIT SAM FOR PURCHASE and CREDIT SAM, or be the latter.
+    Only MANAGE CHANNEL has no handler: what it concerns is more than its own channel, and so the applet's. A command
+    that `keeps_transaction` may come between INIT SAM FOR PURCHASE and CREDIT SAM, or be the latter.
     """
 
-    handler: Handler
+    handler: Handler | None
     p1: Container[int]
     p2: Container[int]
     lc: Container[int]
@@ -61,13 +62,17 @@ def may_wait(command: bytes) -> bool:
 
 
 class Applet:
-    """A PSAM that answers commands as bytes. One at a time: it is its caller's to see to that."""
+    """A PSAM that answers commands as bytes. One at a time: it is its caller's to see to that.
+
+    Several may share a `Psam`; what is selected and begun is each one's own. Nothing that an applet refers to refers to
+    it: keys are wiped as the last reference goes, not when Python looks for cycles.
+    """
 
     def __init__(self, psam: Psam) -> None:
         self._psam = psam
         self._commands = _commands(psam.profile)
         self._instructions = frozenset(ins for _, ins in self._commands)
-        psam.reset()
+        self._channels = {0: psam.new_channel()}
 
     @property
     def atr(self) -> bytes:
@@ -81,7 +86,7 @@ class Applet:
 
     def reset(self) -> bytes:
         """Power the PSAM off and on again. Keys of its own and counters stay; everything that was begun does not."""
-        self._psam.reset()
+        self._channels = {0: self._psam.new_channel()}
         return self.atr
 
     def transmit(self, command: bytes) -> bytes:
@@ -112,7 +117,8 @@ class Applet:
             raise Declined(SW.WRONG_LENGTH)
         if command.handler is _get_response:
             channel.waiting = waiting
-        data = command.handler(self._psam, channel, apdu)
+        do = command.handler
+        data = do(self._psam, channel, apdu) if do else self._manage_channel(apdu)
         le = apdu.le or 0
         if len(data) > le:
             channel.waiting = data[le:]
@@ -125,7 +131,7 @@ class Applet:
             command = self._commands.get((apdu.cla ^ number, apdu.ins))
             if command is None:
                 continue
-            channel = self._psam.channels.get(number)
+            channel = self._channels.get(number)
             if channel is None:
                 raise Declined(SW.LOGICAL_CHANNEL_NOT_SUPPORTED)
             return command, channel
@@ -136,22 +142,21 @@ class Applet:
             raise Declined(SW.INS_NOT_SUPPORTED)
         raise Declined(SW.CLA_NOT_SUPPORTED)
 
-
-def _manage_channel(psam: Psam, _channel: Channel, apdu: CommandApdu) -> bytes:
-    if apdu.p1 == CLOSE_CHANNEL:
-        # The basic channel is always there.
-        if apdu.p2 == 0 or psam.channels.pop(apdu.p2, None) is None:
+    def _manage_channel(self, apdu: CommandApdu) -> bytes:
+        if apdu.p1 == CLOSE_CHANNEL:
+            # The basic channel is always there.
+            if apdu.p2 == 0 or self._channels.pop(apdu.p2, None) is None:
+                raise Declined(SW.WRONG_P1_P2)
+            return b""
+        if apdu.p2:
             raise Declined(SW.WRONG_P1_P2)
-        return b""
-    if apdu.p2:
-        raise Declined(SW.WRONG_P1_P2)
-    if apdu.le is None:
-        raise Declined(SW.WRONG_LENGTH)
-    for number in range(1, psam.profile.channels):
-        if number not in psam.channels:
-            psam.channels[number] = psam.new_channel()
-            return bytes((number,))
-    raise Declined(SW.FUNCTION_NOT_SUPPORTED)
+        if apdu.le is None:
+            raise Declined(SW.WRONG_LENGTH)
+        for number in range(1, self._psam.profile.channels):
+            if number not in self._channels:
+                self._channels[number] = self._psam.new_channel()
+                return bytes((number,))
+        raise Declined(SW.FUNCTION_NOT_SUPPORTED)
 
 
 def _get_response(_psam: Psam, channel: Channel, apdu: CommandApdu) -> bytes:
@@ -174,7 +179,7 @@ def _commands(profile: PsamProfile) -> dict[tuple[int, int], Command]:
         (0x00, 0xB0): Command(files.read_binary, ANY, ANY, {0}),
         (0x00, 0x84): Command(environment.get_challenge, {0x00}, {0x00}, {0}),
         (0xBF, 0xEC): Command(environment.initialize_environment, {0x00}, {0x00}, {1}),
-        (0x00, 0x70): Command(_manage_channel, {OPEN_CHANNEL, CLOSE_CHANNEL}, CHANNELS, {0}),
+        (0x00, 0x70): Command(None, {OPEN_CHANNEL, CLOSE_CHANNEL}, CHANNELS, {0}),
         (0x00, 0xC0): Command(_get_response, {0x00}, {0x00}, {0}, keeps_transaction=True),
         (0x00, 0x82): Command(environment.external_authenticate, {0x00}, ANY, {16, 17}),
         (delivery[0], delivery[1]): Command(session_keys.deliver, ANY, ANY, range(1, 256)),

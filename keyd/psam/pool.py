@@ -89,8 +89,9 @@ class Pool:
         self._tickets: dict[Ticket, list[PooledMember]] = {}
         self._waiting_of: dict[str, int] = {}
         self._clock = TurnClock(limits)
-        # Members that might have become able to serve somebody.
+        # Members that might have become able to serve somebody, and those that are to be probed.
         self._open: dict[PooledMember, None] = {}
+        self._to_probe: dict[PooledMember, None] = {}
 
     # Members come and go.
 
@@ -114,6 +115,7 @@ class Pool:
         member.state = MemberState.READY
         member.facts = facts
         member.probe_at = inf
+        self._to_probe.pop(member, None)
         member.refresh()
         for ticket, members in self._tickets.items():
             if ticket.session is None and member.serves(ticket.asker, ticket.places):
@@ -133,18 +135,22 @@ class Pool:
         pause = limits.first_probe_seconds * 2 ** min(member.strikes, MOST_DOUBLINGS)
         member.strikes += 1
         member.probe_at = now + min(pause, limits.longest_probe_seconds)
+        self._to_probe[member] = None
         return self._empty(member)
 
     def part(self, name: str) -> Lost:
         """Let go of a member that was taken away. What it served is lost."""
-        return self._empty(self._members.remove(name))
+        member = self._members.remove(name)
+        self._to_probe.pop(member, None)
+        return self._empty(member)
 
     def due_probes(self, now: float) -> list[str]:
         """Return the members in quarantine that are to be reset and read now. Each is named once: then `ready` or
         `fail` has to say how it went."""
-        due = [member for member in self._members if member.probe_at <= now]
+        due = [member for member in self._to_probe if member.probe_at <= now]
         for member in due:
             member.probe_at = inf
+            del self._to_probe[member]
         return [member.name for member in due]
 
     def clean(self, name: str, slot: int) -> None:
@@ -287,7 +293,7 @@ class Pool:
     def next_moment(self) -> float:
         """Return when `settle` or `due_probes` has something to do at the latest, if nothing else happens; `inf` if
         never."""
-        probes = (member.probe_at for member in self._members)
+        probes = (member.probe_at for member in self._to_probe)
         # All tickets wait equally long.
         deadline = next((ticket.deadline for ticket in self._tickets), inf)
         return min(deadline, self._clock.next_moment(), *probes)

@@ -86,28 +86,18 @@ class Channel:
 
 @dataclass(frozen=True)
 class Psam:
-    """One PSAM: its kind, itself, its keys and counters, and the logical channels that are open, by number.
-
-    `random_bytes` gives so many random bytes. What refers to a `Psam` must not be referred to by it: its keys are
-    wiped as the last reference goes, not when Python looks for cycles.
-    """
+    """One PSAM: its kind, itself, its keys and counters. `random_bytes` gives so many random bytes."""
 
     profile: PsamProfile
     identity: PsamIdentity
     keys: PsamKeys
     counters: Counters
     random_bytes: Callable[[int], bytes]
-    channels: dict[int, Channel] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.identity.environment not in self.profile.environments:
             name = self.identity.environment.name
             raise ValueError(f"a PSAM of profile {self.profile.name} has no {name} environment")
-
-    def reset(self) -> None:
-        """Power off and on again: the basic channel alone is open, and nothing is begun there."""
-        self.channels.clear()
-        self.channels[0] = self.new_channel()
 
     def new_channel(self) -> Channel:
         """Return a channel as it is after reset."""

@@ -90,7 +90,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     has_pool = request.param == "pool"
     if has_pool:
         services.routing = Routing.of(ROUTES, profiles)
-        services.pool = OnePool(PsamSam(ring, newest(profiles).keys))
+        services.psams = OnePool(PsamSam(ring, newest(profiles).keys))
     dispatch = Dispatch(services, Meter(), Events(time.monotonic))
     session = Session(1)
     session.enter(KnownTerminal(synthetic_terminal("DEV-0001")))

@@ -23,7 +23,7 @@ from keyd.routes import Routes
 from keyd.routing import Routing
 from keyd.telemetry import Events, Meter
 from tests.daemon.conftest import RawPeer
-from tests.psam.sams import ROUTES, OnePool, PsamSam
+from tests.psam.sams import ROUTES, LendsNothing, OnePool, PsamSam
 from tests.pump.conftest import CHALLENGE, FACTOR, cryptogram, identity, make_services, ring
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Keyd:
         if has_pool:
             profiles = self.services.profiles
             self.services.routing = Routing.of(ROUTES, profiles)
-            self.services.pool = OnePool(PsamSam(ring(), newest(profiles).keys))
+            self.services.psams = OnePool(PsamSam(ring(), newest(profiles).keys))
         events, meter = Events(time.monotonic), Meter()
         self.dispatch = Dispatch(self.services, meter, events)
         self.hub = Hub(self.dispatch, meter, events, Limits(), time.monotonic, Pump)
@@ -103,9 +103,9 @@ async def test_the_answers_are_the_same_over_real_sockets() -> None:
         keyd = Keyd(has_pool=has_pool)
         async with keyd.running():
             answers.append(await keyd.converse(all_requests))
-        if isinstance(keyd.services.pool, OnePool):
+        if isinstance(keyd.services.psams, OnePool):
             # All that is well formed came to the PSAM, both times: the pump has learnt nothing of it.
-            addresses = [task.key.address for _, task in keyd.services.pool.asked]
+            addresses = [task.key.address for _, task in keyd.services.psams.asked]
             assert addresses == [*([0x0170] * 4), *([0x004C, 0x0170, 0x004C]), *([0x0173] * 4)] * 2
     assert answers[0] == answers[1]
 
@@ -113,7 +113,7 @@ async def test_the_answers_are_the_same_over_real_sockets() -> None:
 async def test_what_the_pump_knew_it_forgets_when_keys_are_routed() -> None:
     keyd = Keyd(has_pool=True)
     routing, keyd.services.routing = keyd.services.routing, None
-    pool = keyd.services.pool
+    pool = keyd.services.psams
     assert isinstance(pool, OnePool)
     hot = (METHODS[1], identity(), FACTOR, CHALLENGE)
     async with keyd.running():
@@ -128,7 +128,7 @@ async def test_what_the_pump_knew_it_forgets_when_keys_are_routed() -> None:
     assert len(pool.asked) == 3
 
 
-class Waiting:
+class Waiting(LendsNothing):
     """A pool whose PSAMs are all in use until they are let go."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Waiting:
 
 async def test_a_line_may_have_a_ticks_share_waiting_for_psams_and_other_work_beside_it() -> None:
     keyd = Keyd(has_pool=True)
-    keyd.services.pool = pool = Waiting()
+    keyd.services.psams = pool = Waiting()
     beyond, selftests = 3, MAX_SLOW_PER_CONNECTION
     late = MAX_LATE_PER_CONNECTION + beyond
 
@@ -173,7 +173,7 @@ async def test_a_line_may_have_a_ticks_share_waiting_for_psams_and_other_work_be
 async def test_who_hangs_up_meanwhile_leaves_nothing_behind(has_pool: bool) -> None:
     keyd = Keyd(has_pool=has_pool)
     if has_pool:
-        keyd.services.pool = pool = Waiting()
+        keyd.services.psams = pool = Waiting()
 
     def vanish(peer: RawPeer) -> None:
         peer.send(UNBLOCK, identity(), FACTOR)

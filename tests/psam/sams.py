@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from keyd.crypto.algorithms import CardAlgorithm
-from keyd.errors import AlgorithmNotSupported, KeyNotFound, Refusal
+from keyd.errors import AlgorithmNotSupported, KeyNotFound, PsamNotFound, Refusal
 from keyd.iso7816 import converse
 from keyd.keys.block import Use
 from keyd.psam import Applet, Counters, KeySet, Psam, PsamIdentity, RingKeys, TransientMemory
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from keyd.cards.profile import ProfileKey
+    from keyd.handlers.desk import MemberReport, OpenPsam, Wanted
     from keyd.keys.ring import KeyRing
     from keyd.keys.sam import ProofTask, Sam, SamTask
     from keyd.psam import PsamProfile
@@ -104,15 +105,27 @@ ROUTES: Final = (
 )
 
 
-class OnePool:
-    """A pool of one PSAM. It notes for whom it computed what."""
+class LendsNothing:
+    """A desk without a PSAM to lend. Those of this kind compute."""
+
+    async def open(self, terminal: str, wanted: Wanted) -> OpenPsam:
+        """See `keyd.handlers.desk.PsamDesk`."""
+        raise PsamNotFound(f"{terminal} gets no {wanted}")
+
+    def members(self) -> list[MemberReport]:
+        """See `keyd.handlers.desk.PsamDesk`."""
+        return []
+
+
+class OnePool(LendsNothing):
+    """Computes with one PSAM. It notes for whom it computed what."""
 
     def __init__(self, psam: Sam) -> None:
         self.psam = psam
         self.asked: list[tuple[str, SamTask]] = []
 
     async def compute(self, tasks: Sequence[SamTask], terminal: str) -> list[bytes | Refusal]:
-        """See `keyd.handlers.services.PooledSam`."""
+        """See `keyd.handlers.desk.PsamDesk`."""
         self.asked += [(terminal, task) for task in tasks]
         await trio.lowlevel.checkpoint()
         return self.psam.compute(tasks)

@@ -193,8 +193,7 @@ def test_a_root_takes_as_many_diversifiers_as_it_has_levels(
 def test_no_key_is_in_a_repr() -> None:
     applet = applet_of(KeyRing(entries()))
     applet.transmit(DELIVER)
-    psam = applet._psam
-    channel = psam.channels[0]
+    psam, channel = applet._psam, applet._channels[0]
     shown = repr(psam) + repr(channel) + repr(channel.working)
     assert "<CipherKey SM4>" in shown
     for entry_header, _ in entries()[:20]:
