@@ -196,7 +196,7 @@ class Daemon:
             return None
         services.psams = lender
         self._meter.watch_psams(lender.members)
-        return Pooling(lender, issued, self._ring)
+        return Pooling(lender, played, issued, self._ring)
 
     def _say_of_psam(self, event: str, detail: str) -> None:
         say = self._events.warning if event == "psam_failed" else self._events.info
@@ -264,7 +264,7 @@ class Daemon:
                     await self._custody.unseal_by_keepers()
                     nursery.start_soon(self._keep_custody, self._custody)
                 if self._pooling is not None:
-                    nursery.start_soon(self._pooling.run, self._services.warden)
+                    await nursery.start(self._pooling.run, self._services.warden)
                 self._say_ready()
                 await self._hub.run()
                 if self._custody is not None:

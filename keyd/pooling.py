@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -47,24 +47,40 @@ DEFAULT_PROFILE: Final = "social-security"
 # How often is looked whether a PSAM has begun or ceased to be valid.
 VALIDITY_SECONDS: Final = 30.0
 
+# How long keyd says that it is not ready yet, since PSAMs that it plays are not there.
+START_SECONDS: Final = 3.0
+
 
 class Pooling:
     """The lender of one keyd, and the issued PSAMs that it plays."""
 
     def __init__(
-        self, lender: Lender, issued: VirtualSource[KeptPsam] | None, ring: KeyRing
+        self,
+        lender: Lender,
+        played: VirtualSource[Any] | None,
+        issued: VirtualSource[KeptPsam] | None,
+        ring: KeyRing,
     ) -> None:
         self._lender = lender
         self._ring = ring
+        self._played = played
         self._issued = issued
 
-    async def run(self, warden: Warden | None) -> None:
-        """Lend, until it is cancelled."""
+    async def run(
+        self, warden: Warden | None, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Lend, until it is cancelled. It has started when the PSAMs that keyd plays are there."""
         async with trio.open_nursery() as nursery:
+            self.show(warden)
             nursery.start_soon(self._lender.run)
+            if self._played is not None:
+                # Their counters may be in a database that does not answer, and keyd has more to do than to play PSAMs.
+                with trio.move_on_after(START_SECONDS):
+                    await self._played.has_begun.wait()
+            task_status.started()
             while True:
-                self.show(warden)
                 await trio.sleep(VALIDITY_SECONDS)
+                self.show(warden)
 
     def show(self, warden: Warden | None) -> None:
         """Lend the PSAMs that officers have assigned and that are valid now, and no others; while sealed, none."""

@@ -109,6 +109,8 @@ class Lender:
         self._open: OrderedDict[Lent, float] = OrderedDict()
         self._nursery: trio.Nursery | None = None
         self.wrong_proofs = WrongProofs()
+        # Replaced when it is set: a member was read for the first time, or cannot be.
+        self._was_read = trio.Event()
         self._woken = trio.Event()
         # Until when `run` sleeps. It may find that what it was to wake for is over already, which is cheaper than to
         # wake it for each of them.
@@ -117,7 +119,18 @@ class Lender:
     # For those who want a PSAM ----------------------------------------------------------------------------
 
     async def open(self, terminal: str, wanted: Wanted) -> Lent:
-        """See `PsamDesk.open`."""
+        """See `PsamDesk.open`. Who comes while members are being read for the first time waits for them a little."""
+        with trio.move_on_after(self._pool.wait_seconds):
+            while True:
+                try:
+                    return self._lend(terminal, wanted)
+                except PoolExhausted:
+                    if not self._pool.has_unread(terminal):
+                        raise
+                await self._was_read.wait()
+        return self._lend(terminal, wanted)
+
+    def _lend(self, terminal: str, wanted: Wanted) -> Lent:
         session = self._pool.attach(
             terminal, trio.current_time(), number=wanted.number, places=wanted.places
         )
@@ -334,6 +347,7 @@ class Lender:
         self._lose(self._pool.part(member.name))
         del self._members[member.name]
         self._say("psam_parted", member.name)
+        self._tell_who_opens()
         self._settle()
 
     def _fail(self, member: Member, why: str) -> None:
@@ -342,7 +356,12 @@ class Lender:
             return
         self._say("psam_failed", f"{member.name}: {why}")
         self._lose(self._pool.fail(member.name, trio.current_time()))
+        self._tell_who_opens()
         self._settle()
+
+    def _tell_who_opens(self) -> None:
+        self._was_read.set()
+        self._was_read = trio.Event()
 
     def _lose(self, lost: Lost) -> None:
         for turn in lost.turns:
@@ -373,6 +392,7 @@ class Lender:
             return
         self._facts[member.name] = facts
         self._pool.ready(member.name, facts, trio.current_time())
+        self._tell_who_opens()
         self._say(
             "psam_ready", f"{member.name}: 终端机编号 {facts.number}, {len(facts.levels)} keys"
         )

@@ -107,6 +107,8 @@ class VirtualSource(Generic[IssuedT]):
         self._looked_in = self._epoch = 0
         self._there: dict[str, tuple[IssuedT, VirtualMember]] = {}
         self._changed = trio.Event()
+        # Set when those that were shown at first are there, or cannot be played.
+        self.has_begun = trio.Event()
 
     def show(self, issued: Mapping[str, IssuedT], epoch: int = 0) -> None:
         """Take over which PSAMs there are, by 终端机编号. One whose record is another now begins anew.
@@ -122,6 +124,7 @@ class VirtualSource(Generic[IssuedT]):
         while True:
             self._changed = trio.Event()
             wait = await self._follow(joined, parted)
+            self.has_begun.set()
             with trio.move_on_after(wait):
                 await self._changed.wait()
 

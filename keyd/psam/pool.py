@@ -300,6 +300,15 @@ class Pool:
 
     # What is known.
 
+    def has_unread(self, asker: str) -> bool:
+        """Whether a member is being read for the first time, which may turn out to be what an asker wants."""
+        return self._members.has_unread(asker)
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long anybody waits at most."""
+        return self._limits.wait_seconds
+
     def state(self, name: str) -> MemberState | None:
         """Return what a member is good for; None if there is none of this name."""
         member = self._members.get(name)

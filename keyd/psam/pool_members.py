@@ -66,11 +66,15 @@ class Members:
             return members
         if number and there and not any(member.may_serve(asker) for member in there):
             raise NotAllowed(f"PSAM {number} is another terminal's")
-        if any(m.state is MemberState.READING and m.may_serve(asker) for m in self):
+        if self.has_unread(asker):
             return []
         if number and not there:
             raise PsamNotFound(f"the pool has no PSAM {number}")
         raise PsamNotFound("the pool has no PSAM with these keys")
+
+    def has_unread(self, asker: str) -> bool:
+        """Whether a member that may serve an asker is being read for the first time."""
+        return any(m.state is MemberState.READING and m.may_serve(asker) for m in self)
 
     def best(self, members: Iterable[PooledMember], asker: str) -> PooledMember:
         """Choose one of some members by strategy, and remember that this asker had it."""

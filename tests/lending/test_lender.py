@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
+import trio.testing
 
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.errors import (
@@ -330,6 +331,45 @@ async def test_a_psam_is_asked_for_by_number_or_by_keys(
     ):
         with pytest.raises(PsamNotFound):
             await lender.open("T1", wanted)
+
+
+async def test_who_comes_while_psams_are_read_for_the_first_time_waits_a_little(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    source = Fixed([Chip(1, lambda _command: "failed")])
+    lender = lender_of(source, PoolLimits(wait_seconds=100))
+    nursery.start_soon(lender.run)
+    await trio.testing.wait_all_tasks_blocked()
+    # The first cannot be read. It is not waited for any longer.
+    began = trio.current_time()
+    with pytest.raises(PsamNotFound):
+        await lender.open("T1", Wanted())
+    assert trio.current_time() - began < 1
+    # The second can, and takes its time.
+    source.joined(Chip(2))
+    lent = await lender.open("T1", Wanted())
+    assert lent.facts.number == "000000000002"
+    # Whoever does not want to wait for so long leaves nothing behind.
+    source.joined(own := Chip(3))
+    with trio.move_on_after(0.01):
+        await lender.open("T1", Wanted("000000000003"))
+    assert [report.sessions for report in lender.members()] == [0, 1, 0]
+    source.parted(own)
+    with pytest.raises(PsamNotFound):
+        await lender.open("T1", Wanted("000000000003"))
+
+
+async def test_nobody_waits_for_a_psam_longer_than_for_a_turn(
+    nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    lender = lender_of(Fixed([Chip(1, round_trip=0.5)]), PoolLimits(wait_seconds=2))
+    nursery.start_soon(lender.run)
+    await trio.testing.wait_all_tasks_blocked()
+    began = trio.current_time()
+    with pytest.raises(PoolExhausted) as caught:
+        await lender.open("T1", Wanted())
+    assert trio.current_time() - began == pytest.approx(2)
+    assert caught.value.retry_milliseconds > 0
 
 
 async def test_a_psam_of_one_terminal_is_lent_to_nobody_else(
