@@ -32,6 +32,7 @@ from keyd.tls.pki import Validity, generate_key, issue_terminal, load_key, rando
 from tests.daemon.conftest import RawPeer, write_private
 from tests.daemon.encrypted import (
     CODES,
+    SERVER_NAME,
     TODAY,
     Keyd,
     TlsPeer,
@@ -43,6 +44,7 @@ from tests.daemon.encrypted import (
     write_pki,
 )
 from tests.daemon.test_operations import eventually, samples
+from tests.tls.tongsuo import TongsuoContext, connected, needs_tongsuo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -449,6 +451,20 @@ def test_another_programs_client_is_answered(start: Start, terminal_files: list[
     unpacker = msgpack.Unpacker()
     unpacker.feed(answer)
     assert unpacker.unpack()[:2] == [1, 77]
+
+
+@needs_tongsuo
+def test_another_programs_guomi_client_is_answered(start: Start) -> None:
+    keyd = start(TlsKind.GUOMI)
+    made = pki(TlsKind.GUOMI)
+    context = TongsuoContext(made.authority.certificate, made.terminals["DEV-0001"])
+    host, _, port = keyd.address.rpartition(":")
+    with connected(context, (host, int(port)), name=SERVER_NAME) as line:
+        line.send(RawPeer.encode(*RANDOM, msgid=77))
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(line.receive())
+        assert unpacker.unpack()[:2] == [1, 77]
+        assert line.suite == "TLS_SM4_GCM_SM3"
 
 
 @needs_openssl
