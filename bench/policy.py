@@ -1,7 +1,8 @@
-"""The policy suite: what a decision costs, each sort by itself and then all of a request, beside an empty call.
+"""The policy suite: what a decision costs, each sort by itself and then all of a request, beside an empty call; and
+what it adds to a request that the pump answers.
 
 Calls are timed in a Python loop, each sort beside as many empty calls, and sorts take turns in every repetition, so
-that a machine that slows down slows them all. What the pump decides in its own tables is in the server suite.
+that a machine that slows down slows them all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench.cpus import choose_cpus, on_cpu
 from bench.findings import Finding, Findings, Sample, Target, add_out, finish
+from bench.pumped import CARDS, Pumped
 from keyd.cards.profile_files import load_profiles
 from keyd.errors import NotAllowed
 from keyd.gate import SECRET_BYTES, Gate
@@ -34,6 +36,11 @@ NAME: Final = "policy"
 # What a sample says of each sort of decision.
 TIME: Final = "one decision"
 RATIO: Final = "in empty calls"
+
+# One request of the hottest kind, answered by the pump.
+PUMPED: Final = "the pump: all of a request, without a policy"
+PUMPED_GOVERNED: Final = "the pump: all of a request, under a policy"
+ADDED: Final = "the pump: what a policy adds to a request"
 
 # What a decision may cost.
 TARGET_NS: Final = 1000
@@ -77,8 +84,17 @@ def run(options: argparse.Namespace) -> None:
 def measure(findings: Findings, calls: int, repetitions: int) -> None:
     """Measure each sort of decision in turn, again and again."""
     sorts = _sorts()
-    with on_cpu(choose_cpus().generator):
+    with (
+        on_cpu(choose_cpus().generator),
+        Pumped(is_governed=False) as free,
+        Pumped(is_governed=True) as governed,
+    ):
+        for pumped in (free, governed):
+            pumped.answer_all()
         for repetition in range(repetitions):
+            for what, pumped in ((PUMPED, free), (PUMPED_GOVERNED, governed)):
+                spent = pumped.answer_all() / CARDS * 1e9
+                findings.samples.append(Sample(TIME, what, "ns", repetition, spent))
             for what, call in sorts.items():
                 empty, spent = _time(_empty, calls), _time(call, calls)
                 findings.samples.append(Sample(TIME, what, "ns", repetition, spent / calls * 1e9))
@@ -86,6 +102,9 @@ def measure(findings: Findings, calls: int, repetitions: int) -> None:
     for what in sorts:
         target = Target(TARGET_NS) if what in _TARGETED else None
         findings.findings.append(Finding(what, " ns", findings.values(TIME, what), target))
+    without, within = (findings.values(TIME, what) for what in (PUMPED, PUMPED_GOVERNED))
+    added = [more - less for more, less in zip(within, without, strict=True)]
+    findings.findings.append(Finding(ADDED, " ns", added, Target(TARGET_NS)))
     findings.notes.append(
         "Empty calls can be compared between machines, nanoseconds cannot. The policy is the one as shipped, and a "
         "role more that has regions and hours."
