@@ -23,10 +23,15 @@ from keyd.cli.common import (
 from keyd.cli.encryption import Encryption, encryption
 from keyd.errors import BadParameter, MethodUnknown
 from keyd.protocol.commands import BATCH_SUFFIX, TABLE, Command
-from keyd.protocol.reference import flat_fields, params_from_words, plain_result, summary
+from keyd.protocol.reference import flat_fields, summary
+from keyd.protocol.words import params_from_words, plain_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from msgspec import Struct
+
+    from keyd.protocol.reference import FieldReference
 
 
 @using(encryption)
@@ -46,6 +51,8 @@ def call(
     ] = False,
 ) -> None:
     """Call a method: keyd call METHOD name=value … Bytes are hex; a card is card.card_id=… and so on.
+
+    Several values are written with commas, a list of messages as JSON: steps='[{"header": "00840000", "le": 8}]'.
 
     Without a method it lists them; keyd call METHOD --help shows a method's fields. A PIN does not belong
     on a command line: name=@FILE reads a value from a file, name=@- from standard input.
@@ -102,19 +109,37 @@ def _describe(command: Command) -> Iterator[str]:
     yield ""
     yield summary(command)
     yield f"Who may ask: {command.role.value}."
-    fields = flat_fields(command.request)
+    fields = list(_fields(command.request))
     if not fields:
         yield "It has no fields."
         return
     yield ""
     width = max(len(name) for name, _field in fields)
+    wire = max(len(_wire(field)) for _name, field in fields)
     for name, field in fields:
         default = "" if field.is_required else f" (default {_plain_default(name, field.default)})"
-        yield f"  {name:{width}}  {field.wire:4}  {field.description}{default}"
+        yield f"  {name:{width}}  {_wire(field):{wire}}  {field.description}{default}"
+
+
+def _fields(message: type[Struct], prefix: str = "") -> Iterator[tuple[str, FieldReference]]:
+    """What can be said, also of each message in a list of them."""
+    for name, field in flat_fields(message, prefix):
+        yield name, field
+        if field.item is not None and field.item.nested is not None:
+            yield from _fields(field.item.nested, f"{name}[].")
+
+
+def _wire(field: FieldReference) -> str:
+    is_messages = field.item is not None and field.item.nested is not None
+    return "JSON" if is_messages else field.wire
 
 
 def _plain_default(name: str, default: Any) -> str:
-    if name.endswith("address"):
+    if default in ((), b""):
+        return "none"
+    if isinstance(default, tuple):
+        return ",".join(_plain_default(name, one) for one in default)
+    if name.endswith(("address", "expected")):
         return f"0x{default:04X}"
     return str(default).lower() if isinstance(default, bool) else str(default)
 

@@ -23,7 +23,7 @@ from keyd.cli.common import (
 )
 from keyd.cli.encryption import Encryption, encryption
 from keyd.protocol.messages.daemon import AskStatus, DaemonState
-from keyd.protocol.reference import plain_result
+from keyd.protocol.words import plain_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

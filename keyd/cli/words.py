@@ -15,7 +15,7 @@ from keyd.crypto.sm2.files import fingerprint
 from keyd.custody import actions as act
 from keyd.errors import RemoteProtocolError
 from keyd.keys.block import Export, Tier, Use
-from keyd.protocol.reference import plain_result
+from keyd.protocol.words import plain_result
 from keyd.registry.psam import PsamAct
 from keyd.registry.terminal import TerminalSpec
 

@@ -1,4 +1,4 @@
-"""The table rendered for people: the protocol manual, and the words of the command line.
+"""The table rendered for people: the protocol manual, and what its fields are called.
 
 Everything here is read off the table and the messages' own types and docstrings, so that it cannot be out of
 date. `python -m keyd.protocol.reference` prints docs/protocol.md; a test keeps the file current.
@@ -24,19 +24,13 @@ from typing import (
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from keyd.errors import REFUSALS, BadParameter
+from keyd.errors import REFUSALS
 from keyd.protocol import proof
 from keyd.protocol.commands import BATCH_SUFFIX, MAX_BATCH, TABLE, Command, Role
 from keyd.protocol.connection import MAX_ANSWER, MAX_MESSAGE, MAX_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-_TRUE: Final = frozenset({"true", "yes", "1"})
-_FALSE: Final = frozenset({"false", "no", "0"})
-
-# What a value on the command line is called when it cannot be read.
-_WORDS: Final = {"bin": "hex", "uint": "a number", "bool": "true or false"}
 
 
 class FieldReference(NamedTuple):
@@ -52,6 +46,14 @@ class FieldReference(NamedTuple):
     def is_required(self) -> bool:
         """Whether it must be given."""
         return self.default is NODEFAULT
+
+    @property
+    def item(self) -> FieldReference | None:
+        """What it is a list of, if it is one."""
+        if get_origin(self.type) is not tuple:
+            return None
+        plain = _without_meta(get_args(self.type)[0])
+        return FieldReference(self.name, plain, _wire_name(plain), self.description, NODEFAULT)
 
     @property
     def nested(self) -> type[Struct] | None:
@@ -77,27 +79,6 @@ def fields_of(message: type[Struct]) -> list[FieldReference]:
     return fields
 
 
-def params_from_words(command: Command, words: Iterable[str]) -> list[Any]:
-    """Build a command's params from `name=value` words: hex for bytes, dots for nested fields.
-
-    Raises:
-        BadParameter: a word is not of that form, unknown, missing, or its value cannot be read.
-    """
-    given: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise BadParameter(f"{word!r} is not of the form name=value")
-        if name in given:
-            raise BadParameter(f"{name} is given twice")
-        given[name] = value
-    params = _params(command.request, given, "")
-    if given:
-        known = ", ".join(name for name, _field in flat_fields(command.request)) or "none"
-        raise BadParameter(f"{command.method} has no field {min(given)}; it has: {known}")
-    return params
-
-
 def flat_fields(message: type[Struct], prefix: str = "") -> list[tuple[str, FieldReference]]:
     """Return a message's fields with dotted names for those of messages inside it."""
     flat = []
@@ -105,48 +86,6 @@ def flat_fields(message: type[Struct], prefix: str = "") -> list[tuple[str, Fiel
         name = prefix + field.name
         flat += flat_fields(field.nested, f"{name}.") if field.nested else [(name, field)]
     return flat
-
-
-def _params(message: type[Struct], given: dict[str, str], prefix: str) -> list[Any]:
-    params: list[Any] = []
-    for field in fields_of(message):
-        name = prefix + field.name
-        if field.nested is not None:
-            params.append(_params(field.nested, given, f"{name}."))
-        elif name in given:
-            params.append(_value(name, field, given.pop(name)))
-        elif field.is_required:
-            raise BadParameter(f"{name} is missing: {field.description or field.wire}")
-        else:
-            params.append(field.default)
-    return params
-
-
-def _value(name: str, field: FieldReference, text: str) -> Any:
-    try:
-        if field.type is bytes:
-            return bytes.fromhex(text)
-        if field.type is bool:
-            if text.lower() not in _TRUE | _FALSE:
-                raise ValueError  # noqa: TRY301 - one sentence for every unreadable value
-            return text.lower() in _TRUE
-        if isinstance(field.type, type) and issubclass(field.type, int):
-            return int(text, 0)
-    except ValueError:
-        # The value is not repeated: it may be a PIN in the wrong place.
-        raise BadParameter(f"{name} is not {_WORDS[field.wire]}: {field.description}") from None
-    return text
-
-
-def plain_result(value: Any) -> Any:
-    """Turn a response into what prints: dictionaries, lists and upper-case hex."""
-    if isinstance(value, Struct):
-        return {name: plain_result(getattr(value, name)) for name in type(value).__struct_fields__}
-    if isinstance(value, bytes):
-        return value.hex().upper()
-    if isinstance(value, (list, tuple)):
-        return [plain_result(item) for item in value]
-    return value
 
 
 def summary(command: Command) -> str:

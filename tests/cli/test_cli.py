@@ -126,6 +126,24 @@ def test_a_pin_need_not_stand_on_the_command_line(daemon: RunningDaemon, tmp_pat
     assert "cannot be read" in sentence("call", "card.pin_reload", *here, "pin=@/nowhere")
 
 
+def test_call_runs_a_script_on_a_psam(daemon: RunningDaemon, tmp_path: Path) -> None:
+    steps = tmp_path / "steps.json"
+    # The environment of SM4, and from file 0016 终端机编号.
+    steps.write_text(
+        """[
+          {"header": "00A40000", "data": "DDF2"},
+          {"header": "00B09600", "le": 6}
+        ]"""
+    )
+    here = ["--dev", "--connect", daemon.address, "keys=0x0170,0x004C"]
+    printed = keyd("call", "psam.run_once", *here, f"steps=@{steps}", 'results=[{"step": 1}]')
+    assert printed.startswith("results=5101000000")
+    assert "is not an object" in sentence("call", "psam.run_once", *here, "steps=[1]")
+    explained = keyd("call", "psam.run_once", "--help")
+    assert "steps[].references[].offset" in explained
+    assert "(default 0x9000)" in explained
+
+
 def test_call_fails_in_sentences(daemon: RunningDaemon) -> None:
     here = ["--dev", "--connect", daemon.address]
     assert "METHOD_UNKNOWN" in sentence("call", "card.nonsense", *here)
