@@ -27,6 +27,7 @@ from keyd.cli import proposals as proposals_module
 from keyd.cli.call import call
 from keyd.cli.demo import demo
 from keyd.cli.init import init
+from keyd.cli.pool import pool
 from keyd.cli.proposals import approve, proposals, reject
 from keyd.cli.selftest import selftest
 from keyd.cli.slot import slot
@@ -78,6 +79,7 @@ def become_daemon(arguments: list[str]) -> NoReturn:
 
 app.command()(demo)
 app.command()(status)
+app.command()(pool)
 app.command(context_settings=_PASS_THROUGH, add_help_option=False)(call)
 app.command()(selftest)
 app.command()(vpcd)

@@ -157,6 +157,21 @@ def test_call_fails_in_sentences(daemon: RunningDaemon) -> None:
     )  # fmt: skip
 
 
+# pool -----------------------------------------------------------------------------------------------------------
+
+
+def test_pool_shows_every_psam_and_how_it_does(
+    daemon: RunningDaemon, start_daemon: StartDaemon
+) -> None:
+    shown = keyd("pool", "--dev", "--connect", daemon.address)
+    assert "510100000001" in shown
+    assert shown.count("ready") == 2
+    state = json.loads(keyd("pool", "--dev", "--connect", daemon.address, "--json"))
+    assert [member["kind"] for member in state["members"]] == ["virtual", "virtual"]
+    none = start_daemon("--psams", "0")
+    assert "no pool" in sentence("pool", "--dev", "--connect", none.address)
+
+
 # status ---------------------------------------------------------------------------------------------------------
 
 
