@@ -107,7 +107,8 @@ class Gate:
         )
         keys = [(address, need.algorithm) for address in need.addresses]
         self._limiter.admit(terminal.asker, method, keys, _nanoseconds(moment.monotonic))
-        self.charge(terminal.asker, moment.monotonic, need.commands - 1)
+        if need.commands > 1:
+            self.charge(terminal.asker, moment.monotonic, need.commands - 1)
         card = needs.card_name(need)
         if card is not None:
             strange = self._watch.notice(card, terminal.region, int(moment.monotonic))
