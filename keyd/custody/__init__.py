@@ -10,6 +10,8 @@
     seal.py         shares, keepers, wrapping keys; rekeying.py makes a new seal, founding.py the first
     bodies.py       what is in the store's rows, and how they are sealed; contents.py opens them
     ceilings.py     use counts in leases; psam_memory.py the counters of a PSAM that keyd plays
+    housekeeping.py what nobody decides but time
+    holding.py      what one keyd holds of the store, turn by turn and commit by commit
     vault.py        all of it together: one keyd's custody
 
 Nothing here knows trio, sockets or the wire; the store is below it, the ring and the handlers above.

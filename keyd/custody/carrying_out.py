@@ -15,6 +15,7 @@ from keyd.crypto.sm2 import CiphertextNotAuthentic
 from keyd.custody import actions as act
 from keyd.custody import enrolling, lifecycle, psams
 from keyd.custody.bodies import seal_key_row, seal_row
+from keyd.custody.ceilings import near_its_ceiling
 from keyd.custody.ceremony import generate_in_components
 from keyd.custody.officers import Officer, OfficerRole, require_public_key
 from keyd.custody.proposals import FOR_COMPONENT
@@ -55,7 +56,7 @@ from keyd.store.rows import Kind, Put
 if TYPE_CHECKING:
     from keyd.custody.catalogue import Catalogue
     from keyd.custody.contents import Contents, HeldKey
-    from keyd.custody.work import Event, Work
+    from keyd.custody.work import Work
 
 # Fewer, and nobody could approve what the last one proposes.
 LEAST_SECURITY_OFFICERS: Final = 2
@@ -423,17 +424,6 @@ def _count_transport(work: Work, held: HeldKey, outcome: Outcome) -> None:
     outcome.changes.append(Put(seal_key_row(work.lmk, header, held.key, work.random_bytes)))
     if header.uses == header.warn_at:
         outcome.events.append(near_its_ceiling(header))
-
-
-def near_its_ceiling(header: KeyHeader) -> Event:
-    """Return the event of a key whose uses have reached the count at which to warn."""
-    return {
-        "event": "key.near_its_ceiling",
-        "domain": header.domain.value,
-        "key": header.label,
-        "uses": header.uses,
-        "ceiling": header.ceiling,
-    }
 
 
 def _living(held: HeldKey) -> SecretKey:
