@@ -3,7 +3,9 @@
     officers.py     who decides: enrolled people and their signatures
     actions.py      what can be decided, as data
     proposals.py    dual control: one proposes, another approves
-    carrying_out.py what an approved action comes to; enrolling.py of terminals, psams.py of PSAMs that keyd plays
+    carrying_out.py what an approved action comes to: new_keys.py of keys that come in, journeys.py of keys that travel
+                    between custodies, appointing.py of officers, enrolling.py of terminals, psams.py of PSAMs that
+                    keyd plays
     lifecycle.py    the states of a key
     ceremony.py     components, in locked memory
     transport.py    keys under key-transport keys

@@ -17,6 +17,7 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import encode_share
 from keyd.crypto.sm2 import Sm2PublicKey
+from keyd.custody.appointing import custodians_of
 from keyd.custody.authority import HeldAuthority
 from keyd.custody.bodies import (
     SALT_BYTES,
@@ -33,7 +34,7 @@ from keyd.custody.officers import Officer
 from keyd.custody.proposals import Proposal
 from keyd.custody.psam_rows import HeldPsam, psam_row
 from keyd.custody.seal import OpenSeal, marks_of, split_seal_key, wrap_for_keeper
-from keyd.errors import ShareRefused
+from keyd.errors import BadParameter, DomainCrossed, ShareRefused
 from keyd.keys.block import Domain
 from keyd.registry.terminal import Terminal
 from keyd.store.rows import Kind, Put, Row
@@ -177,3 +178,17 @@ class StagedSeal:
             )
             return identity_row(lmks[Domain.LOCAL], identity, contents.identity, random_bytes)
         return None
+
+
+def require_rekey(contents: Contents, domain: Domain, action: Rekey) -> list[Officer]:
+    """Return the custodians of a new seal.
+
+    Raises:
+        DomainCrossed: another domain than LOCAL asks.
+        BadParameter: somebody is no custodian, or the threshold is above the number of shares.
+    """
+    if domain is not Domain.LOCAL:
+        raise DomainCrossed("the seal is the daemon's own: LOCAL's officers decide on it")
+    if action.threshold > len(action.custodians):
+        raise BadParameter("there would be fewer shares than are needed")
+    return custodians_of(contents, domain, action.custodians)

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from keyd.custody import actions as act
 from keyd.custody import enrolling, housekeeping, psams
-from keyd.custody.carrying_out import carry_out, require_possible, require_rekey
+from keyd.custody.carrying_out import carry_out, require_possible
 from keyd.custody.catalogue import Catalogue, shipped_catalogue
 from keyd.custody.ceremony import Ceremonies
 from keyd.custody.holding import Holding
@@ -36,7 +36,7 @@ from keyd.custody.proposals import (
     require_approver,
     require_open,
 )
-from keyd.custody.rekeying import StagedSeal
+from keyd.custody.rekeying import StagedSeal, require_rekey
 from keyd.custody.seal import Progress, Unsealing, require_sealed, unwrap_from_keeper
 from keyd.custody.work import Outcome, Work
 from keyd.errors import (
