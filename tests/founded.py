@@ -106,7 +106,7 @@ def founded_store(
     if terminals:
         puts += _terminal_puts(contents, terminals)
     if puts:
-        vault._commit(Outcome(list(puts)))
+        vault._holding.commit(Outcome(list(puts)))
     vault.seal()
     store.close()
     return Founded(url, made.shares, credential, officers)

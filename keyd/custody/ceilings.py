@@ -8,18 +8,28 @@ which counts as used: a ceiling is never exceeded, not by a crash and not by man
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from keyd.custody import lifecycle
+from keyd.custody.bodies import seal_key_row
+from keyd.custody.work import Outcome
 from keyd.errors import Overloaded
+from keyd.keys.block import KeyState
+from keyd.store.rows import Put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keyd.custody.contents import Contents
+    from keyd.custody.work import Event
     from keyd.keys.block import KeyHeader
 
 # A lease is a hundredth of the ceiling: a crash costs one percent at most, and a busy key one write per percent.
 LEASE_SHARE: Final = 100
 MAX_LEASE: Final = 100_000
+
+# States in which a key computes, and so has uses to count.
+_LIVE: Final = frozenset({KeyState.ACTIVE, KeyState.DEACTIVATED})
 
 
 class LeasedQuota:
@@ -82,3 +92,108 @@ def next_lease(header: KeyHeader) -> int:
     """Return how many uses to take at once: 0 if the ceiling is reached."""
     wanted = min(max(1, header.ceiling // LEASE_SHARE), MAX_LEASE)
     return max(0, min(wanted, header.ceiling - header.uses))
+
+
+class Lease(NamedTuple):
+    """A lease for a quota: `uses` more, which nobody may use before the store has it on record."""
+
+    quota: LeasedQuota
+    uses: int
+    is_final: bool
+
+    def begin(self) -> None:
+        """Let it be used."""
+        self.quota.add(self.uses, is_final=self.is_final)
+
+
+class Leases:
+    """What one keyd has leased of every key with a ceiling. It says what to write; whoever asks writes it.
+
+    `want_more` is called from the tick when a quota runs low.
+    """
+
+    def __init__(self, want_more: Callable[[], None]) -> None:
+        self._want_more = want_more
+        self._quotas: dict[bytes, LeasedQuota] = {}
+
+    @property
+    def quotas(self) -> dict[bytes, LeasedQuota]:
+        """The quotas, by key id. The ring has this very dictionary, and finds in it what is leased later."""
+        return self._quotas
+
+    def forget(self) -> None:
+        """Have nothing leased any more. Another thread may be going through the dictionary: it is left as it is."""
+        self._quotas = {}
+
+    def renewed(
+        self, contents: Contents, random_bytes: Callable[[int], bytes]
+    ) -> tuple[Outcome, list[Lease]]:
+        """Return what to write for every quota that is low, and the leases that begin when it is written."""
+        outcome = Outcome()
+        leases: list[Lease] = []
+        for held in contents.keys.values():
+            header = held.header
+            # Transport keys have levels 0: their uses are counted one by one where they are used.
+            if not (header.ceiling and header.levels and held.key and header.state in _LIVE):
+                continue
+            quota = self._quotas.setdefault(
+                header.key_id, LeasedQuota(header.key_id, self._want_more)
+            )
+            if not quota.is_low:
+                continue
+            lease = next_lease(header)
+            uses = header.uses + lease
+            leases.append(Lease(quota, lease, uses >= header.ceiling))
+            if not lease:
+                continue
+            leased = lifecycle.changed(header, uses=uses)
+            lmk = contents.seal.wrapping_keys[header.domain]
+            outcome.changes.append(Put(seal_key_row(lmk, leased, held.key, random_bytes)))
+            if header.warn_at and header.uses < header.warn_at <= uses:
+                outcome.events.append(near_its_ceiling(leased))
+        return outcome, leases
+
+    def returned(
+        self, contents: Contents, key_id: bytes | None, random_bytes: Callable[[int], bytes]
+    ) -> tuple[Outcome, list[Lease]]:
+        """Take what is left out of one key's quota, or of all: nobody uses it from now on.
+
+        Returns what to write, and the leases that begin again if it is certain that it was not written.
+        """
+        outcome = Outcome()
+        leases: list[Lease] = []
+        for quota in self._quotas.values():
+            if key_id is not None and quota.key_id != key_id:
+                continue
+            held = contents.keys.get(quota.key_id)
+            left = quota.give_back()
+            if held is None or held.key is None or not left:
+                continue
+            leases.append(Lease(quota, left, is_final=False))
+            header = lifecycle.changed(held.header, uses=max(0, held.header.uses - left))
+            lmk = contents.seal.wrapping_keys[header.domain]
+            outcome.changes.append(Put(seal_key_row(lmk, header, held.key, random_bytes)))
+        return outcome, leases
+
+    def keep_to(self, contents: Contents) -> None:
+        """Let no quota be used beyond what is now held of its key."""
+        for key_id, quota in list(self._quotas.items()):
+            held = contents.keys.get(key_id)
+            if held is None or held.key is None:
+                del self._quotas[key_id]
+            elif held.header.uses > held.header.ceiling > 0:
+                # The ceiling was lowered below what is leased: the rest of this lease counts as used.
+                quota.give_back()
+            elif held.header.uses < held.header.ceiling:
+                quota.reopen()
+
+
+def near_its_ceiling(header: KeyHeader) -> Event:
+    """Return the event of a key whose uses have reached the count at which to warn."""
+    return {
+        "event": "key.near_its_ceiling",
+        "domain": header.domain.value,
+        "key": header.label,
+        "uses": header.uses,
+        "ceiling": header.ceiling,
+    }

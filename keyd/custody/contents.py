@@ -27,6 +27,7 @@ from keyd.custody.psam_rows import HeldPsam, open_psam_row
 from keyd.errors import (
     DomainCrossed,
     KeyNotFound,
+    KeyStateRefused,
     ProposalNotFound,
     PsamNotFound,
     TerminalNotFound,
@@ -50,6 +51,16 @@ class HeldKey(Struct, frozen=True):
 
     header: KeyHeader
     key: SecretKey | None
+
+    def living(self) -> SecretKey:
+        """Return the key itself.
+
+        Raises:
+            KeyStateRefused: it is gone for good.
+        """
+        if self.key is None:
+            raise KeyStateRefused(f"{self.header.label} is gone for good")
+        return self.key
 
 
 class Contents(Struct, frozen=True):

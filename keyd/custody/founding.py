@@ -14,6 +14,7 @@ from msgspec import Struct
 from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.sm2 import Sm2PrivateKey
+from keyd.custody.appointing import LEAST_SECURITY_OFFICERS
 from keyd.custody.bodies import (
     IDENTITY_ID,
     SALT_BYTES,
@@ -25,7 +26,6 @@ from keyd.custody.bodies import (
     seal_row,
     seal_wrapping_key,
 )
-from keyd.custody.carrying_out import LEAST_SECURITY_OFFICERS
 from keyd.custody.officers import Officer, OfficerRole, require_public_key
 from keyd.custody.seal import marks_of, split_seal_key, wrap_for_keeper
 from keyd.errors import BadParameter

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from keyd.custody.actions import Action
+from keyd.custody.bodies import seal_row
 from keyd.custody.officers import Officer, OfficerRole, require_role
-from keyd.errors import DomainCrossed, OwnProposal, ProposalClosed
+from keyd.errors import DomainCrossed, Overloaded, OwnProposal, ProposalClosed
 from keyd.keys.block import Domain, Seconds
+from keyd.store.rows import Kind, Put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keyd.custody.contents import Contents
 
 PROPOSAL_ID_BYTES: Final = 8
 
@@ -86,6 +93,64 @@ class Proposal(Struct, array_like=True, frozen=True, forbid_unknown_fields=True)
     def is_closed(self) -> bool:
         """Whether nothing more can become of it."""
         return self.state in (ProposalState.DONE, ProposalState.REJECTED)
+
+    def is_over(self, now: int) -> bool:
+        """Whether nobody need decide on it any more: it is closed, or has expired."""
+        return self.is_closed or now >= self.expires_at
+
+    def decided(
+        self, state: ProposalState, officer: Officer, now: int, result: dict[str, bytes]
+    ) -> Proposal:
+        """Return it as an officer has decided."""
+        return msgspec.structs.replace(
+            self,
+            state=state,
+            decided_by=officer.code,
+            decided_at=now,
+            result=result,
+            revision=self.revision + 1,
+        )
+
+
+def make_proposal(
+    contents: Contents,
+    officer: Officer,
+    action: Action,
+    note: str,
+    lifetime: int,
+    now: int,
+    random_bytes: Callable[[int], bytes],
+) -> Proposal:
+    """Return a new proposal of an officer's, which lives for so many seconds, or with 0 as long as is usual.
+
+    Raises:
+        Overloaded: too many are open.
+    """
+    # Another domain's flood is none of this one's business, and what has expired waits for nobody.
+    open_now = [
+        p for p in contents.proposals.values() if p.domain is officer.domain and not p.is_over(now)
+    ]
+    if len(open_now) >= MAX_OPEN_PROPOSALS:
+        raise Overloaded("there are as many open proposals as there may be: decide on some")
+    lifetime = lifetime or DEFAULT_LIFETIME_SECONDS
+    return Proposal(
+        proposal_id=random_bytes(PROPOSAL_ID_BYTES),
+        domain=officer.domain,
+        action=action,
+        note=note,
+        proposed_by=officer.code,
+        proposed_at=now,
+        expires_at=now + min(lifetime, MAX_LIFETIME_SECONDS),
+    )
+
+
+def put_proposal(
+    contents: Contents, proposal: Proposal, random_bytes: Callable[[int], bytes]
+) -> Put:
+    """Return what writes a proposal, under its domain's wrapping key."""
+    lmk = contents.seal.wrapping_keys[proposal.domain]
+    domain = proposal.domain.value
+    return Put(seal_row(lmk, Kind.PROPOSAL, proposal.proposal_id, domain, proposal, random_bytes))
 
 
 def require_open(proposal: Proposal, now: float) -> None:

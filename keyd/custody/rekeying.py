@@ -17,6 +17,7 @@ from keyd.crypto.algorithms import Algorithm
 from keyd.crypto.secret import SecretKey
 from keyd.crypto.shares import encode_share
 from keyd.crypto.sm2 import Sm2PublicKey
+from keyd.custody.appointing import custodians_of
 from keyd.custody.authority import HeldAuthority
 from keyd.custody.bodies import (
     SALT_BYTES,
@@ -32,8 +33,8 @@ from keyd.custody.lifecycle import changed
 from keyd.custody.officers import Officer
 from keyd.custody.proposals import Proposal
 from keyd.custody.psam_rows import HeldPsam, psam_row
-from keyd.custody.seal import OpenSeal, marks_of, split_seal_key
-from keyd.errors import ShareRefused
+from keyd.custody.seal import OpenSeal, marks_of, split_seal_key, wrap_for_keeper
+from keyd.errors import BadParameter, DomainCrossed, ShareRefused
 from keyd.keys.block import Domain
 from keyd.registry.terminal import Terminal
 from keyd.store.rows import Kind, Put, Row
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from keyd.custody.actions import Rekey
     from keyd.custody.bodies import ShareMark, WrappedSealKey
     from keyd.custody.contents import Contents
+    from keyd.custody.founding import Keeper
 
 # What stands before a share when it is encrypted to its custodian.
 KIND_SHARE = b"keyd share 1\n"
@@ -118,10 +120,20 @@ class StagedSeal:
         """Forget that a custodian has confirmed."""
         self._confirmed.discard(code)
 
+    def wrapped_for(self, keepers: Sequence[Keeper]) -> list[WrappedSealKey]:
+        """Return the new seal's key for each keeper, wrapped under the key that it holds."""
+        return [
+            wrap_for_keeper(self.seal_key, keeper.name, keeper.hint, keeper.key, self._random_bytes)
+            for keeper in keepers
+        ]
+
     def rows(
-        self, contents: Contents, keepers: Sequence[WrappedSealKey]
+        self, contents: Contents, done: Proposal, keepers: Sequence[WrappedSealKey]
     ) -> tuple[list[Put], OpenSeal]:
-        """Return every row of the store under the new seal, and that seal, open."""
+        """Return every row of the store under the new seal, and that seal, open.
+
+        `done` is the proposal that decided on the seal, as it is when the seal takes effect.
+        """
         self.body = msgspec.structs.replace(self.body, keepers=tuple(keepers))
         lmks = {domain: SecretKey.generate(Algorithm.SM4) for domain in Domain}
         revisions = {d: contents.seal.wrapping_revisions[d] + 1 for d in Domain}
@@ -134,7 +146,8 @@ class StagedSeal:
             puts.append(Put(seal_wrapping_key(self.seal_key, body, lmk, random_bytes)))
         seal = OpenSeal(self.body, lmks, revisions, tuple(put.row for put in puts))
         for row, thing in contents.opened.values():
-            moved = self._moved(contents, row, thing, lmks)
+            is_done = isinstance(thing, Proposal) and thing.proposal_id == done.proposal_id
+            moved = self._moved(contents, row, done if is_done else thing, lmks)
             if moved is not None:
                 puts.append(Put(moved))
         return puts, seal
@@ -165,3 +178,17 @@ class StagedSeal:
             )
             return identity_row(lmks[Domain.LOCAL], identity, contents.identity, random_bytes)
         return None
+
+
+def require_rekey(contents: Contents, domain: Domain, action: Rekey) -> list[Officer]:
+    """Return the custodians of a new seal.
+
+    Raises:
+        DomainCrossed: another domain than LOCAL asks.
+        BadParameter: somebody is no custodian, or the threshold is above the number of shares.
+    """
+    if domain is not Domain.LOCAL:
+        raise DomainCrossed("the seal is the daemon's own: LOCAL's officers decide on it")
+    if action.threshold > len(action.custodians):
+        raise BadParameter("there would be fewer shares than are needed")
+    return custodians_of(contents, domain, action.custodians)

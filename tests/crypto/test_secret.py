@@ -34,7 +34,7 @@ ALLOWED: Final = {
     "keyd/keepers.py": "takes in the key under which a keeper has the seal key, from a file or a token",
     "keyd/custody/seal.py": "splits the seal key into shares, and combines it of them",
     "keyd/custody/ceremony.py": "takes in components under keyd's SM2 key, and makes some that leave under custodians'",
-    "keyd/custody/carrying_out.py": "takes in a key under keyd's SM2 key: a digital envelope",
+    "keyd/custody/new_keys.py": "takes in a key under keyd's SM2 key: a digital envelope",
     "keyd/custody/transport.py": "wraps and unwraps under a key-transport key in ECB, with a MAC over it",
     "keyd/custody/enrolling.py": "gives terminal keys to an officer, under the officer's SM2 key",
     "keyd/cli/component.py": "loads a component that a custodian has typed, to show its check value",

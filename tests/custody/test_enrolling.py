@@ -120,7 +120,7 @@ def make_master(world: World, export: Export = Export.CHILD) -> None:
 
 
 def events(world: World) -> list[dict[str, Any]]:
-    records = [record for _n, record in world.store.outbox(world.vault._instance)]
+    records = [record for _n, record in world.store.outbox(world.vault._holding.instance)]
     return [msgspec.msgpack.decode(record) for record in records]
 
 
@@ -405,7 +405,7 @@ def test_codes_are_nowhere_but_in_the_envelope(world: World) -> None:
     codes = envelope(world, proposal, "c", KIND_CODES)
     assert set(codes) == {CODE, "DESK-0002"}
     kept = b"".join(row.body + row.sealed for row in world.store.load().rows)
-    said = b"".join(record for _n, record in world.store.outbox(world.vault._instance))
+    said = b"".join(record for _n, record in world.store.outbox(world.vault._holding.instance))
     for code in codes.values():
         for form in (code.encode(), code.replace("-", "").encode(), read_code(code)):
             assert form not in kept + said

@@ -53,7 +53,7 @@ def kept(world: World, number: str = NUMBER, vault: Vault | None = None) -> Kept
 
 
 def events(world: World) -> list[dict[str, Any]]:
-    records = [record for _n, record in world.store.outbox(world.vault._instance)]
+    records = [record for _n, record in world.store.outbox(world.vault._holding.instance)]
     return [msgspec.msgpack.decode(record) for record in records]
 
 
