@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from keyd.protocol.fields import Request
     from keyd.terminals import KnownTerminal, Session
 
-__all__ = ["USE", "HasHeaders", "HasNumbers", "Numbers"]
+__all__ = ["CONNECTION_MASK", "USE", "HasHeaders", "HasNumbers", "Numbers"]
+
+# A connection's number has 4 bytes in a record. After four thousand million of them it begins again.
+CONNECTION_MASK: Final = 0xFFFF_FFFF
 
 # How much of a card's identifier is recorded, by the setting `card_ids`. Three bytes are its region.
 SHOWN_BYTES: Final = {"none": 0, "masked": 3, "whole": CARD_ID_BYTES}
