@@ -140,8 +140,11 @@ class Tick:
     def _slow(
         self, session: Session, command: Command, msgid: int | None, request: Request[Any]
     ) -> Slow:
-        turn = turn_for(session, request)
         by = self._answering.terminal_number(session)
+        if self._answering.loss is not None and command.audited:
+            # It could not be recorded whose it is.
+            raise self._answering.loss
+        turn = turn_for(session, request)
         return Slow(msgid, command, request, session, by, turn=turn)
 
     def _go_on(self, service: Running) -> None:

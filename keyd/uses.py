@@ -36,7 +36,11 @@ class HasNumbers(Protocol):
     """What gives names their numbers: the journal."""
 
     def number_of(self, kind: str, name: str) -> int:
-        """Return the number of a name, the same for as long as the journal is open."""
+        """Return the number of a name, the same for as long as the journal is open.
+
+        Raises:
+            AuditUnavailable: there is none left.
+        """
 
 
 class HasHeaders(Protocol):
@@ -49,7 +53,10 @@ class HasHeaders(Protocol):
 
 
 class Numbers:
-    """The numbers of methods, terminals and keys. 0 stands for none."""
+    """The numbers of methods, terminals and keys. 0 stands for none.
+
+    Whatever has none yet, when none is left, is an AuditUnavailable: it cannot be recorded.
+    """
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ class Journal:
 
         Raises:
             KeyError: there is no such kind.
-            ValueError: there are no numbers left.
+            AuditUnavailable: there are no numbers left, so nothing can be recorded of it.
         """
         return self._names.number_of(kind, name)
 

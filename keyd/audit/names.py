@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keyd.audit.records import KINDS, encode_definition
+from keyd.errors import AuditUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,14 +33,14 @@ class Names:
 
         Raises:
             KeyError: there is no such kind.
-            ValueError: there are no numbers left.
+            AuditUnavailable: there are no numbers left, so nothing can be recorded of it.
         """
         numbers = self._numbers[kind]
         number = numbers.get(name)
         if number is None:
             number = self._last_numbers[kind] + 1
             if number > KINDS[kind]:
-                raise ValueError(f"the journal has no number left for a {kind}")
+                raise AuditUnavailable(f"the journal has no number left for a {kind}")
             encoded = encode_definition(kind, number, name)
             # In this order: a segment that another thread begins restates what has a number by then.
             numbers[name] = self._last_numbers[kind] = number

@@ -142,7 +142,7 @@ def test_a_definition_survives_a_reopening(open_journal: OpenJournal) -> None:
 
 def test_a_number_without_room_is_refused(journal: Journal) -> None:
     journal._names._last_numbers["method"] = 0xFFFF
-    with pytest.raises(ValueError, match="no number left"):
+    with pytest.raises(AuditUnavailable, match="no number left"):
         journal.number_of("method", "one too many")
     with pytest.raises(KeyError):
         journal.number_of("nothing", "x")
