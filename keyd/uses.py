@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from keyd.protocol.fields import Request
     from keyd.terminals import KnownTerminal, Session
 
-__all__ = ["USE", "HasHeaders", "HasNumbers", "Numbers"]
+__all__ = ["CONNECTION_MASK", "USE", "HasHeaders", "HasNumbers", "Numbers"]
+
+# A connection's number has 4 bytes in a record. After four thousand million of them it begins again.
+CONNECTION_MASK: Final = 0xFFFF_FFFF
 
 # How much of a card's identifier is recorded, by the setting `card_ids`. Three bytes are its region.
 SHOWN_BYTES: Final = {"none": 0, "masked": 3, "whole": CARD_ID_BYTES}
@@ -33,7 +36,11 @@ class HasNumbers(Protocol):
     """What gives names their numbers: the journal."""
 
     def number_of(self, kind: str, name: str) -> int:
-        """Return the number of a name, the same for as long as the journal is open."""
+        """Return the number of a name, the same for as long as the journal is open.
+
+        Raises:
+            AuditUnavailable: there is none left.
+        """
 
 
 class HasHeaders(Protocol):
@@ -46,7 +53,10 @@ class HasHeaders(Protocol):
 
 
 class Numbers:
-    """The numbers of methods, terminals and keys. 0 stands for none."""
+    """The numbers of methods, terminals and keys. 0 stands for none.
+
+    Whatever has none yet, when none is left, is an AuditUnavailable: it cannot be recorded.
+    """
 
     def __init__(
         self,

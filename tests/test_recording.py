@@ -16,6 +16,7 @@ import pytest
 
 from keyd.audit.journal import Journal
 from keyd.audit.query import EventRecord, query
+from keyd.audit.records import KINDS
 from keyd.crypto.algorithms import CardAlgorithm
 from keyd.dispatch import Decided, Dispatch, Slow
 from keyd.errors import AuditUnavailable, Status, TooManyInFlight
@@ -299,6 +300,51 @@ def test_no_key_is_used_while_nothing_can_be_recorded(keyd: Keyd) -> None:
     keyd.recorder.unavailable_because = None
     assert keyd.statuses(keyd.run((keyd.session, INTERNAL_CRYPTOGRAM, GOOD))) == [0]
     assert len(computed) == 1
+
+
+def test_whom_the_journal_has_no_number_for_is_refused_and_nobody(keyd: Keyd) -> None:
+    """The numbers of a kind can be used up. Then it is a journal that cannot be written, for those who need another."""
+    known, newcomer = Session(8), Session(9)
+    known.enter(KnownTerminal(synthetic_terminal("T-0002")))
+    assert keyd.statuses(keyd.run((known, INTERNAL_CRYPTOGRAM, GOOD))) == [0]
+    use_up(keyd, "terminal")
+    proof = authentication(keyd, newcomer)
+    decided = keyd.run(
+        (newcomer, "terminal.authenticate", proof),
+        # What leaves the tick would be recorded later, and as nobody's.
+        (newcomer, "daemon.selftest", []),
+    )
+    assert keyd.statuses(decided) == [UNAVAILABLE] * 2
+    assert newcomer.terminal is None
+    assert keyd.statuses(keyd.run((keyd.session, INTERNAL_CRYPTOGRAM, GOOD))) == [UNAVAILABLE]
+    assert keyd.statuses(keyd.run((known, INTERNAL_CRYPTOGRAM, GOOD))) == [0]
+    assert [use.terminal for use in named_uses(keyd.folder) if use.key] == ["T-0002"] * 2
+
+
+async def test_whose_signature_finds_no_number_left_is_nobody(keyd: Keyd) -> None:
+    session = Session(9)
+    params = signature(keyd, session)
+    use_up(keyd, "terminal")
+    (slow,) = keyd.run((session, "terminal.authenticate_signature", params)).answers
+    assert isinstance(slow, Slow)
+    assert keyd.statuses(await keyd.dispatch.run_slow(slow)) == [UNAVAILABLE]
+    assert session.terminal is None
+
+
+def test_a_key_without_a_number_answers_nothing(keyd: Keyd) -> None:
+    use_up(keyd, "key")
+    for _ in range(2):
+        decided = keyd.run(
+            (keyd.session, INTERNAL_CRYPTOGRAM, GOOD), (keyd.session, "daemon.random", [8])
+        )
+        assert keyd.statuses(decided) == [UNAVAILABLE, 0]
+    assert named_uses(keyd.folder) == []
+    assert keyd.statuses(keyd.run((Session(8), INTERNAL_CRYPTOGRAM, GOOD))) == [200]
+
+
+def use_up(keyd: Keyd, kind: str) -> None:
+    """Let the journal have given the last number of a kind."""
+    keyd.journal._names._last_numbers[kind] = KINDS[kind]
 
 
 async def test_slow_work_is_recorded_before_its_answer(keyd: Keyd) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from keyd.audit.journal import segments_of
+from keyd.audit.folder import segments_of
 from keyd.audit.records import (
     KINDS,
     HeaderTorn,

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from keyd.audit.journal import segments_of
+from keyd.audit.folder import segments_of
 from keyd.audit.records import (
     FIRST_RECORD,
     FIRST_SEGMENT,

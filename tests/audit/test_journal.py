@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keyd.audit.journal import RESERVE_NAME, Journal, segments_of
+from keyd.audit.folder import RESERVE_NAME, segments_of
+from keyd.audit.journal import Journal
 from keyd.audit.query import EventRecord, UseRecord, query
 from keyd.audit.records import Use, encode_use, segment_name
 from keyd.audit.verify import verify
@@ -140,8 +141,8 @@ def test_a_definition_survives_a_reopening(open_journal: OpenJournal) -> None:
 
 
 def test_a_number_without_room_is_refused(journal: Journal) -> None:
-    journal._last_numbers["method"] = 0xFFFF
-    with pytest.raises(ValueError, match="no number left"):
+    journal._names._last_numbers["method"] = 0xFFFF
+    with pytest.raises(AuditUnavailable, match="no number left"):
         journal.number_of("method", "one too many")
     with pytest.raises(KeyError):
         journal.number_of("nothing", "x")
@@ -504,7 +505,7 @@ def test_sync_runs_beside_append(open_journal: OpenJournal, folder: Path, use: b
     assert all(before <= position for before, position in synced)
     assert all(one <= other for (_, one), (_, other) in pairwise(synced))
     assert journal.sync() == journal.position
-    assert len(journal._unsynced) == 1
+    assert len(journal._unsynced._segments) == 1
     assert verify(folder, expected=[journal.head().anchor]).is_good
 
 

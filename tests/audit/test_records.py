@@ -164,15 +164,25 @@ def test_a_message_is_no_event_either() -> None:
 def test_no_function_of_the_journal_takes_a_message() -> None:
     """The rule that keeps secrets out: nothing in keyd.audit knows the messages at all."""
     import keyd.audit.checkpoints
+    import keyd.audit.folder
     import keyd.audit.journal
+    import keyd.audit.names
     import keyd.audit.query
+    import keyd.audit.reopening
+    import keyd.audit.segment
+    import keyd.audit.unsynced
     import keyd.audit.verify
 
     for module in (
         keyd.audit.checkpoints,
+        keyd.audit.folder,
         keyd.audit.journal,
+        keyd.audit.names,
         keyd.audit.query,
         keyd.audit.records,
+        keyd.audit.reopening,
+        keyd.audit.segment,
+        keyd.audit.unsynced,
         keyd.audit.verify,
     ):
         assert not any("keyd.protocol" in str(vars(module).get(n, "")) for n in vars(module))

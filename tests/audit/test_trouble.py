@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keyd.audit.journal import RESERVE_NAME, Journal, segments_of
+from keyd.audit.folder import RESERVE_NAME, segments_of
+from keyd.audit.journal import Journal
 from keyd.audit.query import EventRecord, query
 from keyd.audit.records import Use, encode_use, segment_name
 from keyd.audit.verify import verify
