@@ -1,4 +1,4 @@
-"""Deadlines: who has kept keyd waiting for too long. What is done about it is the hub's."""
+"""Deadlines: who has kept keyd waiting for too long. What is done about it is the sweeper's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The door: listening sockets, accepting, and what happens when file descriptors run out.
 
-Who comes in is the hub's; the door only opens, and waits for a moment when it cannot.
+Who may come in is for `connections.py` to say; the door only opens, and waits for a moment when it cannot.
 """
 
 from __future__ import annotations

@@ -184,6 +184,6 @@ async def test_who_hangs_up_meanwhile_leaves_nothing_behind(has_pool: bool) -> N
             await pool.began.wait()
             pool.free.set()
         with trio.fail_after(20):
-            while keyd.hub._slow or keyd.hub._peers:  # noqa: ASYNC110 - the hub tells nobody
+            while keyd.hub._slow_work.count or keyd.hub._connections.peers:  # noqa: ASYNC110 - the hub tells nobody
                 await trio.sleep(0.01)
-        assert keyd.hub._late == 0
+        assert keyd.hub._slow_work.late == 0

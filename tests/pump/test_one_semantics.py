@@ -710,7 +710,7 @@ class HubInHand:
     def step(self) -> None:
         """What `Hub.run` does once."""
         events = self.hub._poll()
-        if events is not None or self.hub._backlog:
+        if events is not None or self.hub._connections.backlog:
             self.hub._tick(events or [])
 
     def ask(self, peer: RawPeer, method: str, *params: Any) -> Any:
@@ -758,7 +758,7 @@ def test_the_hub_in_hand_is_served_by_the_pump(hand: HubInHand) -> None:
 
 
 def session_of(hand: HubInHand) -> Session:
-    (peer,) = hand.hub._peers.values()
+    (peer,) = hand.hub._connections.peers.values()
     return peer.session
 
 
@@ -767,10 +767,10 @@ def test_a_session_that_is_over_is_served_by_nobody(hand: HubInHand) -> None:
     session = session_of(hand)
     session.until = time.monotonic() + 60
     hand.ahead = 50
-    hand.hub._sweep()
+    hand.hub._sweeper.sweep()
     assert hand.ask(peer, *HOT)[2] is None
     hand.ahead = 61
-    hand.hub._sweep()
+    hand.hub._sweeper.sweep()
     assert session.terminal is None
     assert hand.ask(peer, *HOT)[2][1] == "NOT_AUTHENTICATED"
     peer.close()
@@ -778,7 +778,7 @@ def test_a_session_that_is_over_is_served_by_nobody(hand: HubInHand) -> None:
 
 def test_whoever_is_somebody_else_is_told_to_the_pump_anew(hand: HubInHand) -> None:
     peer = hand.open()
-    (ours,) = hand.hub._peers.values()
+    (ours,) = hand.hub._connections.peers.values()
     assert ours.is_admitted
     registry = {"DEV-0001": synthetic_terminal("DEV-0001", roles=("another",))}
     assert hand.services.terminals.load(registry)
@@ -845,11 +845,11 @@ def test_who_fell_silent_is_not_kept_by_somebody_who_speaks(hand: HubInHand) -> 
     other = hand.open()
     assert hand.ask(other, "daemon.random", 8)[2] is None
     hand.ahead = Limits().idle_seconds - 0.1
-    hand.hub._sweep()
+    hand.hub._sweeper.sweep()
     with pytest.raises(TimeoutError):
         silent.answer()
     hand.ahead = Limits().idle_seconds + 1
-    hand.hub._sweep()
+    hand.hub._sweeper.sweep()
     assert silent.answer()[2][1] == "TIMED_OUT"
     assert hand.ask(other, "daemon.random", 8)[2] is None
     silent.close()
@@ -858,16 +858,16 @@ def test_who_fell_silent_is_not_kept_by_somebody_who_speaks(hand: HubInHand) -> 
 
 def test_who_was_slow_to_read_a_moment_ago_is_not_idle(hand: HubInHand) -> None:
     peer = hand.open()
-    (ours,) = hand.hub._peers.values()
+    (ours,) = hand.hub._connections.peers.values()
     time.sleep(0.2)
     assert hand.ask(peer, *HOT)[2] is None
     # As when answers did not leave: taken from the pump, and given back.
     ours.has_more = True
-    hand.hub._admit(ours)
+    hand.hub._admission.review(ours)
     ours.has_more = False
-    hand.hub._admit(ours)
+    hand.hub._admission.review(ours)
     hand.ahead = Limits().idle_seconds - 0.1
-    hand.hub._sweep()
+    hand.hub._sweeper.sweep()
     with pytest.raises(TimeoutError):
         peer.answer()
     peer.close()
