@@ -194,6 +194,9 @@ class Connections:
                 return
             out.clear()
             self.deadlines.stalled.pop(peer, None)
+        if peer.close_reason is not None:
+            # It was decided that the line ends, and what is still buffered is asked of nobody.
+            peer.has_more = False
         if peer.has_more:
             if not peer.is_full:
                 self.backlog[peer.fd] = peer
