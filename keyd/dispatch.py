@@ -142,16 +142,16 @@ class Dispatch:
         numbers, session = recorder.numbers, slow.session
         is_authentication = isinstance(outcome, KeydSigned)
         try:
-            use = USE.pack(
-                numbers.methods[slow.command.method],
-                outcome.status if isinstance(outcome, Refusal) else Status.OK,
-                session.number & CONNECTION_MASK,
-                # Whoever has just authenticated is recorded as who did.
-                numbers.terminal(session) if is_authentication else slow.terminal,
-                0,
-                numbers.card_id(slow.request),
-            )
-            position = recorder.append(use, notes)
+            method = numbers.methods[slow.command.method]
+            status = outcome.status if isinstance(outcome, Refusal) else Status.OK
+            # Whoever has just authenticated is recorded as who did.
+            terminal = numbers.terminal(session) if is_authentication else slow.terminal
+            connection, card_id = session.number & CONNECTION_MASK, numbers.card_id(slow.request)
+            uses = [
+                USE.pack(method, status, connection, terminal, key, card_id)
+                for key in numbers.lent_keys(slow.request)
+            ]
+            position = recorder.append(b"".join(uses), notes)
         except AuditUnavailable as refusal:
             if is_authentication:
                 session.leave()

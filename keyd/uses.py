@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from keyd.audit.records import CARD_ID_BYTES, USE
 from keyd.protocol.commands import TABLE
+from keyd.protocol.messages.psam import (
+    AskOpen,
+    PsamExternalAuthenticate,
+    PsamInternalAuthenticate,
+    RunOnce,
+)
 
 if TYPE_CHECKING:
     from keyd.crypto.algorithms import CardAlgorithm
@@ -110,6 +116,14 @@ class Numbers:
             label = f"pool/{address:04X}/{algorithm.name}"
             number = self._pooled_keys[place] = self._journal.number_of("key", label)
         return number
+
+    def lent_keys(self, request: Request[Any]) -> list[int]:
+        """Return the numbers of the keys that a request has lent to it, or computed with, by PSAMs; [0] for none."""
+        if isinstance(request, AskOpen | RunOnce):
+            return [self.pooled_key(address, request.algorithm) for address in request.keys]
+        if isinstance(request, PsamInternalAuthenticate | PsamExternalAuthenticate):
+            return [self.pooled_key(request.address, request.card.algorithm)]
+        return [0]
 
     def card_id(self, request: Request[Any] | None) -> bytes:
         """Return as much of the identifier of a request's card as is to be recorded, with zeros after it."""

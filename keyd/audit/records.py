@@ -284,7 +284,8 @@ def decode_event(encoded: bytes) -> dict[str, Any]:
     if (
         isinstance(fields.get("define"), str)
         and fields["define"] in KINDS
-        and type(fields.get("number")) is int
+        and type(number := fields.get("number")) is int
+        and 0 < number <= KINDS[fields["define"]]
         and isinstance(fields.get("name"), str)
     ):
         return fields

@@ -27,6 +27,7 @@ from keyd.errors import (
     PsamGone,
     PsamNotFound,
     Refusal,
+    Status,
 )
 from keyd.keys.block import Domain
 from keyd.keys.roots import synthetic
@@ -36,11 +37,12 @@ from keyd.protocol.fields import CardIdentity
 from keyd.protocol.messages.card import ExternalAuthenticate, InternalCryptogram, PinReload
 from keyd.protocol.messages.custody import Approve, Propose
 from keyd.protocol.messages.medical import MakePurchase, Purchase
-from keyd.protocol.messages.psam import ListMembers
+from keyd.protocol.messages.psam import AskOpen, ListMembers, PsamInternalAuthenticate
 from keyd.protocol.messages.registry import LosePsam
 from keyd.psam import Applet
 from keyd.registry.psam import PsamAct, PsamSpec
 from keyd.registry.synthetic import synthetic_terminal
+from tests.daemon.journals import named_uses
 from tests.daemon.test_journal import wait_until
 from tests.founded import founded_store
 from tests.lending.members import CARDS, psam
@@ -115,6 +117,32 @@ def test_what_the_pool_computes_is_what_the_ring_computes(start_daemon: StartDae
         turns = [member.turns for member in other.ask(ListMembers()).members]
     assert sum(turns) >= 53
     assert all(turns)
+
+
+def test_the_journal_says_which_keys_a_psam_was_lent_for(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--journal", str(tmp_path / "journal"))
+    with client_of(daemon) as client:
+        with Psam(client, (IRK, RKSSSE), CardAlgorithm.SM4) as lent:
+            lent.transmit(SELECT)
+        client.ask(PsamInternalAuthenticate(CARD, FACTOR, CHALLENGE))
+        # What is refused was not lent, and is told of too.
+        assert outcome(client, AskOpen((IRK,), number="999999999999")) is PsamNotFound
+    uses = [
+        (use.method, use.status == Status.OK, use.terminal, use.key, bool(any(use.card)))
+        for use in named_uses(tmp_path / "journal")
+        if use.method.startswith("psam.")
+    ]
+    code, irk = "DEV-0001", "pool/0170/SM4"
+    assert uses == [
+        ("psam.open", True, code, irk, False),
+        ("psam.open", True, code, "pool/004C/SM4", False),
+        ("psam.transmit", True, code, None, False),
+        ("psam.close", True, code, None, False),
+        ("psam.internal_authenticate", True, code, irk, True),
+        ("psam.open", False, code, irk, False),
+    ]
 
 
 def test_a_key_of_the_pool_is_nobodys_where_there_is_no_pool(start_daemon: StartDaemon) -> None:

@@ -166,6 +166,8 @@ def test_a_subject_that_cannot_be_read_is_a_value_error() -> None:
 EVENTS: Final = {
     "a list as what is defined": {"define": ["key"], "number": 1, "name": "x"},
     "a map as what is defined": {"define": {}, "number": 1, "name": "x"},
+    "a number that no record can hold": {"define": "method", "number": 1 << 16, "name": "x"},
+    "the number that stands for none": {"define": "key", "number": 0, "name": "x"},
     "both an event and a definition": {"event": "x", "define": "nobody", "number": 1, "name": "x"},
 }
 
