@@ -24,8 +24,8 @@ BIN: Final = Path(sys.executable).parent
 
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-# Some 60 commands of half a second each, on a machine that does other things as well.
-SECONDS: Final = 300
+# Some 60 commands of half a second each; on a machine that does much else it may take minutes.
+SECONDS: Final = 900
 
 
 class Step(NamedTuple):
