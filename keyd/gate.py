@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 # Sets of roles that short cuts tell apart, of the 2**16 that they could. A province has a dozen.
 MAX_ROLE_SETS: Final = 4096
 
-# What a short cut may answer before the rates are looked at again: enough that looking costs nothing.
+# What a short cut may answer before the rates are looked at again. To look, what has just arrived goes the long way, a
+# hundred times slower: whoever has no rate is not looked at.
 MAX_ALLOWANCE: Final = 4096
+UNLIMITED: Final = 0xFFFF_FFFF
 
 SECRET_BYTES: Final = 16
 
@@ -167,6 +169,8 @@ class Gate:
 
     def allowance(self, asker: Asker, monotonic: float) -> int:
         """Return how many requests of an asker may be answered before its rates are to be looked at again."""
+        if not self._limiter.counts_by_asker:
+            return UNLIMITED
         return self._limiter.room(asker, _nanoseconds(monotonic), MAX_ALLOWANCE)
 
     def charge(self, asker: Asker, monotonic: float, answered: int) -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from keyd.dispatch import Pass, Slow
 from keyd.errors import BadParameter, RateLimited, Status
-from keyd.gate import MAX_ALLOWANCE, MAX_ROLE_SETS, Gate
+from keyd.gate import MAX_ALLOWANCE, MAX_ROLE_SETS, UNLIMITED, Gate
 from keyd.keys.synthetic import synthetic_terminal_key
 from keyd.needs import GOVERNED, Needs
 from keyd.policy import NO_KEY, read_policy
@@ -489,7 +489,16 @@ def test_an_allowance_is_the_rates_room_and_what_was_answered_is_charged() -> No
     gate.charge(asker, 0, 40)
     assert gate.allowance(asker, 0) == 0
     assert gate.allowance(asker, 1) == 10
-    assert Guarded(policy_file()).gate.allowance(asker, 0) == MAX_ALLOWANCE
+    many = with_rates("organisation = { requests = 100_000, seconds = 1, burst = 100_000 }")
+    assert Guarded(policy_file(limits=many)).gate.allowance(asker, 0) == MAX_ALLOWANCE
+
+
+def test_whoever_has_no_rate_never_goes_the_long_way_for_it(keyd: Guarded) -> None:
+    """Looking at the rates sends all that has just arrived the long way: it halved what deep pipelines got."""
+    asker = terminal("reader").asker
+    assert keyd.gate.allowance(asker, 0) == UNLIMITED
+    keyd.gate.charge(asker, 0, UNLIMITED)
+    assert keyd.gate.allowance(asker, 0) == UNLIMITED
 
 
 # --- the whole table

@@ -8,8 +8,9 @@ afterwards how much it was. Without a pump nothing is admitted: the same answers
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from keyd.gate import UNLIMITED
 from keyd.pump import METHODS
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from keyd.dispatch import Dispatch
     from keyd.hub.peer import Peer
     from keyd.pump._pump import Pump
-
-# Where nobody counts: after so many answers the pump asks again.
-_UNLIMITED: Final = 0xFFFF_FFFF
 
 
 class Admission:
@@ -76,7 +74,7 @@ class Admission:
     def _admit(self, pump: Pump, peer: Peer) -> None:
         session, terminal = peer.session, peer.session.terminal
         connection = number = roles = region = 0
-        allowance = _UNLIMITED
+        allowance = UNLIMITED
         if self._recorder is not None:
             connection = session.number & 0xFFFF_FFFF
             number = self._recorder.numbers.terminal(session)

@@ -182,6 +182,11 @@ class Limiter:
         """Whether requests are counted by key, or those of this method all together."""
         return self._keys is not None or self._methods.get(method, self._method) is not None
 
+    @property
+    def counts_by_asker(self) -> bool:
+        """Whether terminals or organisations have a rate."""
+        return self._terminals is not None or self._organisations is not None
+
     def room(self, asker: Asker, now: int, most: int) -> int:
         """Return how many requests of an asker, at most so many, its terminal's and organisation's rates allow now."""
         for buckets, name in self._askers(asker):
